@@ -1,0 +1,53 @@
+"""clipfit: adapt CLIP to a handful of labelled images without making it worse at everything else.
+
+    from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+    result = adapt(AdaptConfig(shots=Path("my_shots"), method="cite", model="clipfit-tiny", pretrained=None))
+    print(evaluate(EvaluateConfig(run=result.run)).as_json())
+
+The names below are the public API; they are loaded when first used, so that importing clipfit stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipfit.config import AdaptConfig, EvaluateConfig, ExportConfig, Recipe
+    from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
+    from clipfit.verbs.adapt import AdaptResult, adapt
+    from clipfit.verbs.evaluate import Evaluation, evaluate
+    from clipfit.verbs.export import ExportResult, export
+
+_HOME = {
+    "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
+    "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
+    "export": "verbs.export", "ExportResult": "verbs.export",
+    "AdaptConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config", "Recipe": "config",
+    "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
+    "UsageError": "errors",
+}  # fmt: skip
+
+__all__ = [
+    "AdaptConfig",
+    "AdaptResult",
+    "ClipfitError",
+    "DataError",
+    "EvaluateConfig",
+    "Evaluation",
+    "ExportConfig",
+    "ExportResult",
+    "ModelError",
+    "NonFiniteError",
+    "Recipe",
+    "UsageError",
+    "adapt",
+    "evaluate",
+    "export",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'clipfit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"clipfit.{_HOME[name]}"), name)

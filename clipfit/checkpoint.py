@@ -1,0 +1,125 @@
+"""Files on disk: safetensors with self-describing metadata, JSON, and writes that are complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from clipfit.errors import DataError, ModelError
+
+METADATA_KEY = "clipfit"  # one key of sorted JSON: several keys would be written in random order
+
+
+def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and metadata; the same input gives the same bytes.
+
+    Raises:
+        DataError: the disk is full or the place cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header = {METADATA_KEY: _json(metadata)}
+    _atomically(path, lambda part: save_file(tensors, part, header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors on the CPU, and the metadata that write_tensors gave them ({} if there is none).
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), json.loads(metadata.get(METADATA_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as a clipfit checkpoint: {error}.") from error
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Sorted keys, two spaces, a newline at the end."""
+    write_text(path, json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(_json(record) + "\n" for record in records))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises DataError when the place cannot be written."""
+    _atomically(path, lambda part: part.write_text(text, "utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Raises DataError when the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Make the folder where it is missing, and make sure that `size` bytes are free there.
+
+    Raises:
+        DataError: it cannot be made, or the disk is too full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise DataError(f"{folder} cannot be created: {error.strerror or error}.") from error
+    if free < size:
+        raise DataError(f"{folder} needs {size / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left: make room.")
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A folder that appears at `target` when the block ends well, replacing what is there; else it leaves nothing.
+
+    Raises:
+        DataError: it cannot be made or moved into place.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        part.chmod(0o666 & ~_umask())  # safetensors makes its files unreadable for others
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{path} cannot be written: {reason}.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _json(record: Any) -> str:
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,80 @@
+"""`clipfit adapt`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipfit.cli.common import print_json
+
+ARG, OPT = typer.Argument, typer.Option
+RECIPE, DATA, MODEL = "Recipe (default: the model's own, else the paper's)", "Data", "Model and machine"
+
+
+def command(
+    shots: Annotated[Path, ARG(help="Folder of class folders (or {train,test}/<class>), manifest, or CoOp split.")],
+    method: Annotated[str, OPT(help="What is optimised: cite, finetune or flyp.")] = "cite",
+    alpha: Annotated[float, OPT(help="Ensemble ratio: 0 = pre-trained, 1 = fine-tuned.")] = 0.5,
+    output: Annotated[Path | None, OPT(help="Where the run goes.  [default: runs/<folder>-<method>]")] = None,
+    overwrite: Annotated[bool, OPT("--overwrite", help="Replace a run that exists.")] = False,
+    as_json: Annotated[bool, OPT("--json", help="One JSON document on stdout.")] = False,
+    shots_per_class: Annotated[
+        int | None, OPT("--shots", help="Draw so many images a class; the others are held out.", rich_help_panel=DATA)
+    ] = None,
+    classes: Annotated[
+        Path | None, OPT(help="Class names: folder<TAB>name a line, or JSON.", rich_help_panel=DATA)
+    ] = None,
+    image_root: Annotated[
+        Path | None, OPT(help="Where paths in a manifest or split file start.", rich_help_panel=DATA)
+    ] = None,
+    skip_bad_images: Annotated[
+        bool, OPT("--skip-bad-images", help="Leave out what cannot be read, and count it.", rich_help_panel=DATA)
+    ] = False,
+    cache_gib: Annotated[float, OPT(min=0, help="Memory for decoded shots, GiB.", rich_help_panel=DATA)] = 2.0,
+    model: Annotated[
+        str, OPT(help="clipfit-tiny, an open_clip name, or local-dir:FOLDER.", rich_help_panel=MODEL)
+    ] = "ViT-B-16",
+    pretrained: Annotated[
+        str | None,
+        OPT(help="A tag of open_clip's, or a local weight file.  [default: openai]", rich_help_panel=MODEL),
+    ] = None,
+    device: Annotated[str, OPT(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODEL)] = "auto",
+    precision: Annotated[
+        str, OPT(help="auto, fp32 or bf16; auto is bf16 on GPUs that are fast at it.", rich_help_panel=MODEL)
+    ] = "auto",
+    seed: Annotated[int, OPT(help="Of the draw, the order and the crops.", rich_help_panel=MODEL)] = 0,
+    template: Annotated[str | None, OPT(help='Default: "a photo of a {}".', rich_help_panel=RECIPE)] = None,
+    learning_rate: Annotated[float | None, OPT(help="Paper: 5e-6.", rich_help_panel=RECIPE)] = None,
+    weight_decay: Annotated[float | None, OPT(help="0.1.", rich_help_panel=RECIPE)] = None,
+    epochs: Annotated[int | None, OPT(help="Paper: 20.", rich_help_panel=RECIPE)] = None,
+    batch_size: Annotated[int | None, OPT(help="Paper: 32.", rich_help_panel=RECIPE)] = None,
+    crop_scale: Annotated[
+        tuple[float, float] | None, OPT(help="Share of the area that a random crop shows.", rich_help_panel=RECIPE)
+    ] = None,
+    scl_weight: Annotated[float | None, OPT(help="cite: λ, paper 0.7.", rich_help_panel=RECIPE)] = None,
+    vld_weight: Annotated[float | None, OPT(help="cite: η, paper 0.1.", rich_help_panel=RECIPE)] = None,
+    literal_scl: Annotated[
+        bool | None,
+        OPT("--literal-scl", help="cite: eq. 4 as printed, positive pair left out.", rich_help_panel=RECIPE),
+    ] = None,
+) -> None:
+    """Fine-tune CLIP on labelled images and write a run: fine-tuned weights, and the ensemble at alpha."""
+    from clipfit import AdaptConfig, adapt
+    from clipfit.report.console import Console
+
+    config = AdaptConfig(
+        shots, method, model, pretrained, alpha, shots_per_class, classes, image_root, skip_bad_images,
+        int(cache_gib * 2**30), seed, device, precision, output, overwrite,
+        recipe={
+            "template": template, "learning_rate": learning_rate, "weight_decay": weight_decay, "epochs": epochs,
+            "batch_size": batch_size, "crop_scale": crop_scale,
+        },
+        method_options={"scl_weight": scl_weight, "vld_weight": vld_weight, "literal_scl": literal_scl},
+    )  # fmt: skip
+    with Console() as console:
+        result = adapt(config, console)
+        console.adapted(result)
+    if as_json:
+        print_json(result.as_json())

@@ -1,0 +1,49 @@
+"""What every command shares: errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+import typer
+
+from clipfit.errors import ClipfitError
+
+P = ParamSpec("P")
+
+
+def reporting(command: Callable[P, None]) -> Callable[P, None]:
+    """Run a command; a ClipfitError ends with its exit code, Ctrl-C with 130, anything else with 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ClipfitError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted: nothing was written", err=True)
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if os.environ.get("CLIPFIT_DEBUG"):
+                traceback.print_exc()
+            typer.echo(
+                f"error: a fault of clipfit's own ({type(error).__name__}: {error}); "
+                "please report it with the output of the same command under CLIPFIT_DEBUG=1.",
+                err=True,
+            )
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Exactly one JSON document on stdout."""
+    typer.echo(json.dumps(document, ensure_ascii=False))

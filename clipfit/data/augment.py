@@ -1,0 +1,46 @@
+"""The training view of an image: a random resized crop, nothing else (CLIP-CITE, arXiv 2407.04003)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resized_crop
+
+Box = tuple[int, int, int, int]
+
+
+def crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> Box:
+    """A random crop (top, left, height, width) as torchvision's RandomResizedCrop draws it, from our own generator.
+
+    The area's share is uniform in `scale`, the aspect ratio log-uniform in `ratio`; after ten crops that do not fit,
+    the largest centred one whose ratio does.
+    """
+    uniform = lambda low, high: low + (high - low) * torch.rand((), generator=generator).item()  # noqa: E731
+    for _ in range(10):
+        area = height * width * uniform(*scale)
+        aspect = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(torch.randint(height - h + 1, (), generator=generator))
+            left = int(torch.randint(width - w + 1, (), generator=generator))
+            return top, left, h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = (width, round(width / aspect)) if width / height < aspect else (round(height * aspect), height)
+    w, h = max(1, min(w, width)), max(1, min(h, height))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_resized_crop(
+    image: torch.Tensor,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """(3, H, W) uint8 → (3, *size) uint8, bicubic with antialiasing."""
+    box = crop_box(image.shape[1], image.shape[2], scale, ratio, generator)
+    return resized_crop(image, *box, list(size), InterpolationMode.BICUBIC, antialias=True)

@@ -1,0 +1,100 @@
+"""Decoding: every mode Pillow reads becomes upright 8-bit RGB; decoded images are kept up to a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import pil_to_tensor
+
+from clipfit.data.layout import Sample
+from clipfit.errors import DataError
+
+
+def decode(path: Path) -> Image.Image:
+    """An image file as an upright RGB picture; transparency shows white, 16-bit grey is scaled to 8.
+
+    Raises:
+        DataError: the file is missing or no readable image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                opened.load()
+                return _rgb(ImageOps.exif_transpose(opened))
+    except FileNotFoundError as error:
+        raise DataError(f"image {path} does not exist.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombWarning,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise DataError(f"image {path} cannot be read ({error}): replace it or pass --skip-bad-images.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        top = values.max(initial=0)
+        scale = 255 if 0 < top <= 1 and image.mode == "F" else 1 if top <= 255 else 255 / 65535
+        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class ImageStore:
+    """Images of samples as uint8 tensors: decoded once, kept while `budget` bytes last, decoded again beyond it.
+
+    With a `transform` (picture → uint8 tensor (3, H, W)) its result is what is kept; without one the whole image is.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        budget: int,
+        transform: Callable[[Image.Image], torch.Tensor] = pil_to_tensor,
+        skip_bad: bool = False,
+    ):
+        self._transform = transform
+        self._kept: dict[int, torch.Tensor] = {}
+        self.samples: list[Sample] = []
+        self.skipped: list[str] = []
+        with ThreadPoolExecutor(4) as pool:  # Pillow's decoders release the GIL
+            for sample, result in zip(samples, pool.map(self._try, samples), strict=True):
+                if isinstance(result, torch.Tensor):
+                    if budget >= result.numel():
+                        self._kept[len(self.samples)] = result
+                        budget -= result.numel()
+                    self.samples.append(sample)
+                elif skip_bad:
+                    self.skipped.append(sample.source)
+                else:
+                    raise result
+
+    def _try(self, sample: Sample) -> torch.Tensor | DataError:
+        try:
+            return self._transform(decode(sample.path))
+        except DataError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Image `index`: (3, H, W) uint8."""
+        kept = self._kept.get(index)
+        return kept if kept is not None else self._transform(decode(self.samples[index].path))

@@ -1,0 +1,34 @@
+"""What can go wrong, and the exit code that says so.
+
+Every message says what was expected, what was found and what to do, in one sentence a person can act on.
+"""
+
+
+class ClipfitError(Exception):
+    """Base of every error that clipfit raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(ClipfitError):
+    """A command or an option that cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class DataError(ClipfitError):
+    """Images, class names or folders that are not as they must be."""
+
+    exit_code = 3
+
+
+class ModelError(ClipfitError):
+    """A model or its weights that cannot be had, or are not the expected ones."""
+
+    exit_code = 4
+
+
+class NonFiniteError(ClipfitError):
+    """A loss or a weight that is not a finite number."""
+
+    exit_code = 6

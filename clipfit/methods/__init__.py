@@ -1,0 +1,26 @@
+"""The table of methods: a new one is one file and one row."""
+
+from __future__ import annotations
+
+import difflib
+
+from clipfit.errors import UsageError
+from clipfit.methods import cite, finetune, flyp
+from clipfit.methods.base import Method, Objective, Task, Term
+
+METHODS: dict[str, Method] = {m.name: m for m in (cite.METHOD, finetune.METHOD, flyp.METHOD)}
+
+__all__ = ["METHODS", "Method", "Objective", "Task", "Term", "find"]
+
+
+def find(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UsageError: there is none; the nearest name is given.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise UsageError(f"unknown method {name!r}{hint}; there are {', '.join(METHODS)}.")

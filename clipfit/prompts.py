@@ -1,0 +1,20 @@
+"""Class names and the sentences made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def name_of_folder(folder: str) -> str:
+    """A folder name as a class name: underscores and dashes become spaces ("golden_retriever" → "golden retriever")."""
+    return " ".join(folder.replace("_", " ").replace("-", " ").split())
+
+
+def key_of(name: str) -> str:
+    """What two spellings of one class name share: case, underscores, dashes and runs of spaces do not matter."""
+    return name_of_folder(name).casefold()
+
+
+def prompts(names: Iterable[str], template: str) -> list[str]:
+    """One sentence a class, in order."""
+    return [template.format(name) for name in names]

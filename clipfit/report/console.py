@@ -1,0 +1,144 @@
+"""Progress, tables and summaries on stderr; stdout belongs to data."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import rich.console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from clipfit.metrics import Accuracy, wilson_interval
+from clipfit.training import StepReport
+from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.evaluate import Evaluation
+from clipfit.verbs.export import ExportResult
+
+
+class Console:
+    """Shows what the library reports: a live bar on a terminal, a line an epoch elsewhere."""
+
+    def __init__(self) -> None:
+        self._out = rich.console.Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[pace]:.0f} images/s"),
+            TimeRemainingColumn(),
+            console=self._out,
+            transient=True,
+        )
+        self._task = self._bar.add_task("adapt", total=None, visible=False, epoch=0, losses="", pace=0.0)
+        self._live = self._out.is_terminal
+        self._images = 0
+        self._started = 0.0
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One dim line."""
+        self._stop()
+        self._out.print(text, style="dim", markup=False, soft_wrap=True)
+
+    def step(self, report: StepReport) -> None:
+        """Advance the bar, or print a line at the end of an epoch where there is no terminal."""
+        if report.step == 1:
+            self._started = time.monotonic()
+            self._images = 0
+            if self._live:
+                self._bar.start()
+        else:
+            self._images += report.images
+        pace = self._images / max(time.monotonic() - self._started, 1e-9)
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
+        self._bar.update(
+            self._task, total=report.steps, completed=report.step, visible=True,
+            epoch=f"{report.epoch}", losses=losses, pace=pace,
+        )  # fmt: skip
+        if not self._live and report.step * 10 // report.steps > (report.step - 1) * 10 // report.steps:
+            self._out.print(
+                f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}  {pace:.0f} images/s",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+    def adapted(self, result: AdaptResult) -> None:
+        """The summary of `adapt`."""
+        self._stop()
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_row("method", f"{result.method} on {result.model}")
+        table.add_row("shots", f"{result.shots} of {result.classes} classes" + _skipped(result.skipped))
+        table.add_row("on the shots", f"zero-shot {result.zero_shot_accuracy:.1%} → {result.adapted_accuracy:.1%} at "
+                      f"α = {result.alpha:g} (no evidence of generalisation)")  # fmt: skip
+        table.add_row("files", f"{result.run}/model.safetensors (α = {result.alpha:g}), finetuned.safetensors (α = 1)")
+        table.add_row("time", f"{result.seconds:.0f} s")
+        table.add_row("next", f"clipfit evaluate {result.run}")
+        self._out.print(table, soft_wrap=True)
+
+    def evaluated(self, result: Evaluation, per_class: bool) -> None:
+        """The table of `evaluate`: a row an α."""
+        where = "held-out images" if result.held_out else "the shots themselves"
+        table = Table(title=f"{result.run} ({result.method}) on {where} of {result.data}", title_justify="left")
+        base, new, first = result.base_classes, result.new_classes, result.rows[0]
+        headings = (
+            "α", _heading("base", base, first.base), _heading("new", new, first.new), "HM",
+            _heading("union", base + new, first.union), "agrees with\nzero-shot",
+        )  # fmt: skip
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for row in result.rows:
+            mean = "–" if row.harmonic_mean is None else f"{row.harmonic_mean:.1%}"
+            label = f"{row.alpha:g}" + (" zero-shot" if row.alpha == 0 else "")
+            table.add_row(label, _share(row.base), _share(row.new), mean, _share(row.union), f"{row.agreement:.1%}")
+        self._out.print(table)
+        if per_class:
+            self._out.print(_class_table(result))
+        for note in result.notes:
+            self._out.print(f"note: {note}", markup=False, soft_wrap=True)
+        if result.skipped:
+            self._out.print(f"note: {len(result.skipped)} unreadable images were skipped", soft_wrap=True)
+
+    def exported(self, result: ExportResult) -> None:
+        """The line of `export`."""
+        self._out.print(
+            f"{result.output}: {result.format}, α = {result.alpha:g}; read back, logits within "
+            f"{result.largest_difference:.1e}", markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _share(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "–"
+    low, high = wilson_interval(accuracy.right, accuracy.n)
+    return f"{accuracy.value:.1%} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def _heading(part: str, classes: tuple[str, ...], accuracy: Accuracy | None) -> str:
+    return f"{part}\n{len(classes)} classes\n{accuracy.n if accuracy else 0} images"
+
+
+def _skipped(sources: tuple[str, ...]) -> str:
+    if not sources:
+        return ""
+    return f"; {len(sources)} unreadable skipped ({', '.join(sources[:3])}{' …' if len(sources) > 3 else ''})"
+
+
+def _class_table(result: Evaluation) -> Table:
+    table = Table("class", *(f"α = {row.alpha:g}" for row in result.rows), "images")
+    for part in ("base", "new"):
+        measured = [getattr(row, part) for row in result.rows]
+        for name, (_, n) in (measured[0].per_class if measured[0] else {}).items():
+            cells = [f"{m.per_class[name][0] / n:.0%}" for m in measured]
+            table.add_row(name if part == "base" else f"{name} (new)", *cells, str(n))
+    return table

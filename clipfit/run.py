@@ -1,0 +1,118 @@
+"""A run: the folder that `adapt` writes and the other commands read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfit import checkpoint
+from clipfit.backbone import Source, reload
+from clipfit.ensemble import interpolate
+from clipfit.errors import DataError, ModelError, UsageError
+
+RUNS = Path("runs")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it is, and its config.json, classes.json and shots.jsonl."""
+
+    path: Path
+    config: Mapping[str, Any]
+    base: tuple[str, ...]  # class names in order
+    names: Mapping[str, str]  # folder → class name
+    shots: Sequence[Mapping[str, str]]
+
+    @property
+    def source(self) -> Source:
+        """The pre-trained weights."""
+        return Source(**self.config["pretrained"])
+
+    @property
+    def method(self) -> str:
+        return str(self.config["method"])
+
+    @property
+    def template(self) -> str:
+        return str(self.config["recipe"]["template"])
+
+    @property
+    def alpha(self) -> float:
+        return float(self.config["alpha"])
+
+    def finetuned(self) -> dict[str, torch.Tensor]:
+        """θ at α = 1."""
+        return checkpoint.read_tensors(self.path / "finetuned.safetensors")[0]
+
+    def state(self, alpha: float) -> dict[str, torch.Tensor]:
+        """θ at α; the pre-trained weights are loaded only where they are needed.
+
+        Raises:
+            ModelError: the pre-trained weights are needed and are missing or not the recorded ones.
+        """
+        if alpha == 1:
+            return self.finetuned()
+        if alpha == self.alpha:
+            return checkpoint.read_tensors(self.path / "model.safetensors")[0]
+        return interpolate(reload(self.source).state(), self.finetuned(), alpha)
+
+
+def open_run(path: Path | None) -> Run:
+    """The run at `path`, or the newest below runs/.
+
+    Raises:
+        UsageError: there is none. DataError: it is not finished or damaged.
+    """
+    path = path or _newest()
+    if not path.is_dir():
+        raise UsageError(f"there is no run {path}: `clipfit adapt SHOTS` makes one below {RUNS}/.")
+    if not (path / "model.safetensors").is_file():
+        raise DataError(f"{path} is no finished run: it has no model.safetensors; run `clipfit adapt` again.")
+    classes = checkpoint.read_json(path / "classes.json")
+    config = checkpoint.read_json(path / "config.json")
+    shots = [json.loads(line) for line in (path / "shots.jsonl").read_text("utf-8").splitlines()]
+    if config.get("format") != FORMAT:
+        raise ModelError(f"{path} has run format {config.get('format')!r}; this clipfit reads {FORMAT}.")
+    return Run(path, config, tuple(classes["base"]), classes["names"], shots)
+
+
+def _newest() -> Path:
+    done = [p.parent for p in RUNS.glob("*/model.safetensors")]
+    if not done:
+        raise UsageError(f"no run is named and {RUNS}/ holds none: `clipfit adapt SHOTS` makes one.")
+    return max(done, key=lambda p: ((p / "model.safetensors").stat().st_mtime_ns, p.name))
+
+
+def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool) -> Path:
+    """Where the run goes: `runs/<folder>-<method>` unless told otherwise.
+
+    Raises:
+        UsageError: it exists and `overwrite` is not set, or it exists and is no run.
+    """
+    path = output or RUNS / f"{shots.resolve().stem if shots.is_file() else shots.resolve().name}-{method}"
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists already: pass --overwrite to replace it or --output for another place.")
+    if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
+        raise UsageError(f"{path} is no run of clipfit's, so --overwrite will not delete it: choose another place.")
+    return path
+
+
+def describe(source: Source, base: Sequence[str], template: str, method: str, scale: float, alpha: float,
+             version: str) -> dict[str, Any]:  # fmt: skip
+    """The metadata that makes a weight file self-describing."""
+    return {
+        "format": FORMAT,
+        "clipfit": version,
+        "alpha": alpha,
+        "method": method,
+        "classes": list(base),
+        "template": template,
+        "logit_scale_exp": scale,
+        "pretrained": asdict(source),
+    }

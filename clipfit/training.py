@@ -1,0 +1,97 @@
+"""The one optimisation loop. It knows no method and no terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clipfit.backbone import Backbone
+from clipfit.config import Recipe
+from clipfit.data.augment import random_resized_crop
+from clipfit.data.images import ImageStore
+from clipfit.errors import NonFiniteError
+from clipfit.methods import Objective
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step: losses by name (unweighted), their weighted sum, and where in the run it was."""
+
+    step: int  # from 1
+    steps: int
+    epoch: int  # from 1
+    images: int
+    learning_rate: float
+    losses: dict[str, float]
+    total: float
+
+
+def train(
+    backbone: Backbone,
+    objective: Objective,
+    images: ImageStore,
+    labels: Sequence[int],
+    recipe: Recipe,
+    seed: int,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    """Minimise the objective over all weights of the backbone and the objective's own, in place.
+
+    AdamW with cosine annealing to zero over all steps; the order of images and their crops come from `seed`.
+
+    Raises:
+        NonFiniteError: a loss is not a finite number.
+    """
+    optimiser = torch.optim.AdamW(parameter_groups(backbone, objective, recipe), lr=recipe.learning_rate)
+    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
+    for step, (epoch, batch) in enumerate(batches(len(images), recipe, seed)):
+        rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        x = backbone.normalize(views(images, batch, backbone.image_size, recipe, seed, step))  # (B, 3, H, W)
+        y = torch.tensor([labels[i] for i in batch], device=backbone.device)  # (B,)
+        terms = objective(x, y)
+        total = sum((term.weight * term.value for term in terms.values()), torch.zeros((), device=backbone.device))
+        losses = {name: term.value.item() for name, term in terms.items()}
+        if not math.isfinite(total.item()):
+            raise NonFiniteError(f"step {step + 1}: the loss is not finite ({losses}); try a lower --learning-rate.")
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        optimiser.step()
+        on_step(StepReport(step + 1, steps, epoch + 1, len(batch), rate, losses, total.item()))
+
+
+def parameter_groups(backbone: Backbone, objective: Objective, recipe: Recipe) -> list[dict[str, object]]:
+    """Weight decay on matrices; none on norms and biases (vectors and scalars) and the objective's own parameters."""
+    moving = [p for p in backbone.model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in moving if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [*(p for p in moving if p.ndim < 2), *objective.extra], "weight_decay": 0.0},
+    ]
+
+
+def batches(count: int, recipe: Recipe, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """(epoch from 0, indices of a batch): every image once an epoch, in an order of its own each epoch."""
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(count, generator=_generator(seed, 0, epoch)).tolist()
+        for start in range(0, count, recipe.batch_size):
+            yield epoch, order[start : start + recipe.batch_size]
+
+
+def views(
+    images: ImageStore, batch: Iterable[int], size: tuple[int, int], recipe: Recipe, seed: int, step: int
+) -> torch.Tensor:
+    """Random resized crops of the batch's images: (B, 3, H, W) uint8."""
+    generator = _generator(seed, 1, step)
+    crop = lambda i: random_resized_crop(images[i], size, recipe.crop_scale, recipe.crop_ratio, generator)  # noqa: E731
+    return torch.stack([crop(i) for i in batch])
+
+
+def _generator(seed: int, stream: int, index: int) -> torch.Generator:
+    """An independent stream for every purpose and step, so that any step can be repeated on its own."""
+    mixed = torch.Generator().manual_seed(seed)
+    base = int(torch.randint(2**40, (), generator=mixed))
+    return torch.Generator().manual_seed((base + 2 * index + stream) % 2**63)

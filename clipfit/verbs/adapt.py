@@ -1,0 +1,221 @@
+"""`adapt`: a folder of shots in, an ensembled CLIP out."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torchvision
+
+from clipfit import backbone as backbones
+from clipfit import checkpoint, methods, protocols, training
+from clipfit.backbone import Backbone
+from clipfit.config import AdaptConfig, Recipe
+from clipfit.data import layout
+from clipfit.data.images import ImageStore, content_hash
+from clipfit.data.shots import Selection, select
+from clipfit.ensemble import interpolate
+from clipfit.errors import ClipfitError, DataError, NonFiniteError
+from clipfit.metrics import accuracy
+from clipfit.progress import Progress, Silent
+from clipfit.prompts import prompts
+from clipfit.run import FORMAT, describe, target_folder
+from clipfit.version import __version__
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What `adapt` did. Accuracies are on the shots themselves: no evidence of generalisation."""
+
+    run: Path
+    method: str
+    model: str
+    classes: int
+    shots: int
+    steps: int
+    losses: dict[str, float]
+    seconds: float
+    alpha: float
+    zero_shot_accuracy: float
+    adapted_accuracy: float
+    skipped: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `adapt --json`."""
+        return {**asdict(self), "run": str(self.run), "skipped": list(self.skipped)}
+
+
+def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
+    """Fine-tune a pre-trained CLIP on shots and write a run.
+
+    No image but the shots is ever opened: held-out images influence nothing.
+
+    Raises:
+        ClipfitError: see errors; nothing is left behind then but a log of the steps.
+    """
+    progress, started = progress or Silent(), time.monotonic()
+    method = methods.find(config.method)
+    options = method.configure(config.method_options)
+    images = layout.read(config.shots, config.classes, config.image_root)
+    selection = select(images, config.shots_per_class, config.seed)
+    target = target_folder(config.shots, method.name, config.output, config.overwrite)
+    device = backbones.resolve_device(config.device)
+
+    progress.say(f"loading {config.model} on {device}")
+    backbone = backbones.load(config.model, config.pretrained, device)
+    backbone.precision = backbones.resolve_precision(config.precision, device)
+    recipe = _recipe(config, backbone)
+    checkpoint.require_room(target.parent, 2 * backbone.bytes)  # now, not after hours of training
+    pretrained = {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
+
+    progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
+    shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
+    _require_every_class(shots, selection)
+    labels = [selection.base.index(sample.label) for sample in shots.samples]
+    zero_shot = accuracy_on_shots(backbone, shots, selection, recipe)
+
+    # W and every other parameter start from the pre-trained weights: nothing here is random but the crops and orders
+    task = methods.Task(backbone, backbone.tokenize(prompts(selection.base, recipe.template)))
+    reports: list[training.StepReport] = []
+    began = time.monotonic()
+
+    def on_step(report: training.StepReport) -> None:
+        reports.append(report)
+        progress.step(report)
+
+    training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
+    training_seconds = time.monotonic() - began
+
+    finetuned = {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
+    bad = next((name for name, t in finetuned.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if bad:
+        raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
+    ensemble = interpolate(pretrained, finetuned, config.alpha)
+    backbone.load_state(ensemble)
+    adapted = accuracy_on_shots(backbone, shots, selection, recipe)
+
+    progress.say(f"writing {target}")
+    with checkpoint.building(target) as folder:
+        _write_run(folder, config, options, recipe, images, selection, backbone, shots, reports, finetuned, ensemble)
+        seconds = time.monotonic() - started
+        _write_timing(folder, target, seconds, training_seconds, sum(r.images for r in reports))
+    last = reports[-1]
+    return AdaptResult(
+        target, method.name, config.model, len(selection.base), len(shots), last.steps, last.losses, seconds,
+        config.alpha, zero_shot, adapted, tuple(shots.skipped),
+    )  # fmt: skip
+
+
+def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
+    """Share of the shots, seen whole, that the base classes' texts name rightly."""
+    whole = ImageStore(shots.samples, budget=0, transform=backbone.geometry)
+    u = protocols.image_embeddings(backbone, whole, batch_size=64)
+    t = protocols.text_embeddings(backbone, selection.base, recipe.template)
+    names = protocols.best_names(u, t, selection.base)
+    return accuracy(names, [sample.label for sample in shots.samples]).value
+
+
+def _recipe(config: AdaptConfig, backbone: Backbone) -> Recipe:
+    """The paper's values, then the model's own, then its own for this method, then what the caller asked for."""
+    own = backbone.source.adapt_defaults
+    recipe = Recipe().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(config.method, {}))
+    return recipe.changed(config.recipe)
+
+
+def _require_every_class(shots: ImageStore, selection: Selection) -> None:
+    left = {sample.label for sample in shots.samples}
+    gone = [name for name in selection.base if name not in left]
+    if gone:
+        raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
+
+
+def _write_run(
+    folder: Path,
+    config: AdaptConfig,
+    options: Any,
+    recipe: Recipe,
+    images: layout.LabelledImages,
+    selection: Selection,
+    backbone: Backbone,
+    shots: ImageStore,
+    reports: Sequence[training.StepReport],
+    finetuned: dict[str, torch.Tensor],
+    ensemble: dict[str, torch.Tensor],
+) -> None:
+    source = backbone.source
+    record = {
+        "format": FORMAT,
+        "clipfit": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "open_clip": open_clip.__version__,
+        },
+        "shots": str(config.shots),
+        "shots_per_class": config.shots_per_class,
+        "classes": str(config.classes) if config.classes else None,
+        "image_root": str(config.image_root) if config.image_root else None,
+        "method": config.method,
+        "method_options": asdict(options),
+        "recipe": asdict(recipe),
+        "alpha": config.alpha,
+        "seed": config.seed,
+        "device": backbone.device.type,
+        "precision": backbone.precision,
+        "threads": torch.get_num_threads(),
+        "skipped": shots.skipped,
+        "pretrained": asdict(source),
+    }
+    meta = lambda alpha: describe(  # noqa: E731
+        source, selection.base, recipe.template, config.method, backbone.scale.item(), alpha, __version__
+    )
+    checkpoint.write_json(folder / "config.json", record)
+    checkpoint.write_json(
+        folder / "classes.json", {"base": selection.base, "names": images.names, "template": recipe.template}
+    )
+    checkpoint.write_lines(
+        folder / "shots.jsonl",
+        ({"path": s.source, "class": s.label, "sha256": content_hash(s.path)} for s in shots.samples),
+    )
+    checkpoint.write_lines(folder / "metrics.jsonl", (asdict(report) for report in reports))
+    checkpoint.write_tensors(folder / "finetuned.safetensors", finetuned, meta(1.0))
+    checkpoint.write_tensors(folder / "model.safetensors", ensemble, meta(config.alpha))
+    _prove(folder / "model.safetensors", backbone)
+
+
+def _prove(path: Path, backbone: Backbone) -> None:
+    """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
+    state, metadata = checkpoint.read_tensors(path)
+    source = backbones.Source(**metadata["pretrained"])
+    again = backbones.rebuild(source, state, backbone.device)
+    again.precision = backbone.precision
+    tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))
+    grey = torch.full((1, 3, *backbone.image_size), 127, dtype=torch.uint8)
+    with torch.no_grad():
+        same = torch.equal(again.encode_text(tokens), backbone.encode_text(tokens)) and torch.equal(
+            again.encode_image(again.normalize(grey)), backbone.encode_image(backbone.normalize(grey))
+        )
+    if not same:
+        raise ClipfitError(f"{path} does not give the model's features when it is read again; please report this.")
+
+
+def _write_timing(folder: Path, target: Path, seconds: float, training_seconds: float, images: int) -> None:
+    checkpoint.write_json(
+        folder / "timing.json",
+        {
+            "seconds": seconds,
+            "training_seconds": training_seconds,
+            "images_per_second": images / training_seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "run": str(target.resolve()),
+            "machine": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+        },
+    )

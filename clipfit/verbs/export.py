@@ -1,0 +1,88 @@
+"""`export`: a run at a ratio α as a model that other tools load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from clipfit import backbone as backbones
+from clipfit import checkpoint
+from clipfit.backbone import Backbone
+from clipfit.config import ExportConfig
+from clipfit.errors import ClipfitError, UsageError
+from clipfit.progress import Progress, Silent
+from clipfit.prompts import prompts
+from clipfit.run import Run, describe, open_run
+from clipfit.version import __version__
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Where the exported model is, and how far its logits are from the run's (largest absolute difference)."""
+
+    output: Path
+    format: str
+    run: Path
+    alpha: float
+    largest_difference: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `export --json`."""
+        return {**asdict(self), "output": str(self.output), "run": str(self.run)}
+
+
+def export(config: ExportConfig, progress: Progress | None = None) -> ExportResult:
+    """Write a run in another format, and read it back before saying so.
+
+    Raises:
+        UsageError: no such format, or the output exists. ModelError: α needs weights that are missing.
+    """
+    progress = progress or Silent()
+    if config.format not in FORMATS:
+        raise UsageError(f"unknown export format {config.format!r}; there are {', '.join(FORMATS)}.")
+    run = open_run(config.run)
+    alpha = run.alpha if config.alpha is None else config.alpha
+    output = config.output or run.path / f"export-{config.format}-{alpha:g}"
+    if output.exists() and not config.overwrite:
+        raise UsageError(f"{output} exists already: pass --overwrite to replace it or --output for another place.")
+    progress.say(f"{run.path} at α = {alpha:g} → {output}")
+    backbone = backbones.rebuild(run.source, run.state(alpha))
+    with checkpoint.building(output) as folder:
+        difference = FORMATS[config.format](run, backbone, alpha, folder)
+    return ExportResult(output, config.format, run.path, alpha, difference)
+
+
+def _open_clip_folder(run: Run, backbone: Backbone, alpha: float, folder: Path) -> float:
+    """What `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads, and clipfit with --model local-dir:."""
+    state, source = backbone.state(), backbone.source
+    checkpoint.require_room(folder, backbone.bytes)
+    about = describe(source, run.base, run.template, run.method, backbone.scale.item(), alpha, __version__)
+    checkpoint.write_tensors(folder / "open_clip_model.safetensors", state, about)
+    checkpoint.write_json(
+        folder / "open_clip_config.json", {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg}
+    )
+    checkpoint.write_json(folder / "clipfit.json", {**about, "adapt": source.adapt_defaults})
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(prompts(run.base, run.template))
+    noise = torch.randint(256, (4, 3, *backbone.image_size), generator=torch.Generator().manual_seed(0))
+    images = backbone.normalize(noise.to(torch.uint8))
+    with torch.no_grad():
+        ours = backbone.scale * backbone.encode_image(images) @ backbone.encode_text(tokens).T
+        u, t, scale = model.eval()(images, tokens)[:3]
+        difference = (ours - scale * u @ t.T).abs().max().item()
+    normalize = preprocess.transforms[-1]
+    same_view = [list(normalize.mean), list(normalize.std)] == [
+        list(source.preprocess_cfg["mean"]), list(source.preprocess_cfg["std"])
+    ]  # fmt: skip
+    if not same_view or difference > 1e-3:
+        raise ClipfitError(f"the exported model disagrees with the run by {difference:g} in its logits; not written.")
+    return difference
+
+
+FORMATS: dict[str, Callable[[Run, Backbone, float, Path], float]] = {"open_clip": _open_clip_folder}

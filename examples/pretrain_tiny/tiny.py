@@ -1,0 +1,71 @@
+"""clipfit-tiny's two towers as open_clip builds them, and the forward passes that training needs."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CONFIG = Path(__file__).parents[2] / "clipfit/assets/clipfit-tiny/open_clip_config.json"
+TEMPLATES = (
+    "{}", "a {}", "a photo of a {}", "a photo of the {}", "an icon of a {}", "a drawing of a {}", "a picture of a {}",
+    "a symbol of a {}", "a sketch of a {}", "an emoji of a {}", "an image of one {}",
+)  # fmt: skip
+
+
+def build() -> open_clip.CLIP:
+    return open_clip.CLIP(**json.loads(CONFIG.read_text())["model_cfg"])
+
+
+class TextPart(nn.Module):
+    """The text tower: captions → unit-norm embeddings (n, D)."""
+
+    def __init__(self, clip: open_clip.CLIP):
+        super().__init__()
+        for name in ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection"):
+            setattr(self, name, getattr(clip, name))
+        self.register_buffer("attn_mask", clip.attn_mask, persistent=False)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=clip.context_length)
+
+    def forward(self, captions: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(captions)
+        ends = tokens.argmax(1)
+        length = int(ends.max()) + 1
+        x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
+        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
+        return F.normalize(x[torch.arange(len(x)), ends] @ self.text_projection, dim=1)
+
+
+class VisionPart(nn.Module):
+    """The vision tower at 64 px, or at 32 px with position embeddings of its own."""
+
+    def __init__(self, clip: open_clip.CLIP, side: int):
+        super().__init__()
+        self.visual = clip.visual
+        if side == 32:
+            width = self.visual.positional_embedding.shape[1]
+            self.visual.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(17, width))
+
+    def forward(self, x: torch.Tensor, keep: int) -> torch.Tensor:
+        """(B, 3, side, side) → (B, D), unit norm; only the `keep` patches of greatest variance are looked at."""
+        v = self.visual
+        patches = v.conv1(x).flatten(2).transpose(1, 2)  # (B, L, V)
+        patches = patches + v.positional_embedding[1:]
+        if keep < patches.shape[1]:
+            detail = F.unfold(x, 8, stride=8).var(1)  # (B, L)
+            chosen = detail.topk(keep, dim=1).indices
+            patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
+        first = (v.class_embedding + v.positional_embedding[0]).expand(len(x), 1, -1)
+        tokens = v.transformer(v.ln_pre(torch.cat([first, patches], 1)))
+        return F.normalize(v.ln_post(tokens[:, 0]) @ v.proj, dim=1)
+
+    def grow_from(self, stored: dict[str, torch.Tensor]) -> None:
+        """Start from weights trained at 32 px: positions are interpolated, a patch sees the same share of pixels."""
+        weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
+        positions = weights["visual.positional_embedding"]
+        grid = positions[1:].T.reshape(1, -1, 4, 4)
+        grid = F.interpolate(grid, size=(8, 8), mode="bicubic", align_corners=False).flatten(2)[0].T
+        weights["visual.positional_embedding"] = torch.cat([positions[:1], grid])
+        self.load_state_dict(weights)
