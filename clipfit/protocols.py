@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from clipfit.backbone import Backbone
-from clipfit.data.images import ImageStore
+from clipfit.data.images import Images
 from clipfit.prompts import prompts
 
 
 @torch.no_grad()
-def image_embeddings(backbone: Backbone, images: ImageStore, batch_size: int) -> torch.Tensor:
-    """Embeddings of images that were stored through the backbone's geometry: (n, D), unit norm, on the CPU."""
+def image_embeddings(backbone: Backbone, images: Images, batch_size: int) -> torch.Tensor:
+    """Embeddings of images that have the backbone's geometry: (n, D), unit norm, on the CPU."""
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.stack([images[i] for i in range(start, min(start + batch_size, len(images)))])

@@ -11,7 +11,7 @@ import torch
 from clipfit.backbone import Backbone
 from clipfit.config import Recipe
 from clipfit.data.augment import random_resized_crop
-from clipfit.data.images import ImageStore
+from clipfit.data.images import Images
 from clipfit.errors import NonFiniteError
 from clipfit.methods import Objective
 
@@ -32,7 +32,7 @@ class StepReport:
 def train(
     backbone: Backbone,
     objective: Objective,
-    images: ImageStore,
+    images: Images,
     labels: Sequence[int],
     recipe: Recipe,
     seed: int,
@@ -82,7 +82,7 @@ def batches(count: int, recipe: Recipe, seed: int) -> Iterator[tuple[int, list[i
 
 
 def views(
-    images: ImageStore, batch: Iterable[int], size: tuple[int, int], recipe: Recipe, seed: int, step: int
+    images: Images, batch: Iterable[int], size: tuple[int, int], recipe: Recipe, seed: int, step: int
 ) -> torch.Tensor:
     """Random resized crops of the batch's images: (B, 3, H, W) uint8."""
     generator = _generator(seed, 1, step)

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from clipfit.data.layout import Sample
 from clipfit.errors import DataError
@@ -54,6 +55,26 @@ def _rgb(image: Image.Image) -> Image.Image:
 def content_hash(path: Path) -> str:
     """SHA-256 of the file, hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Images(Protocol):
+    """Numbered uint8 images (3, H, W)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+
+class Viewed:
+    """Images of a store as seen through a transform (picture → uint8 tensor), computed when asked for."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], torch.Tensor]):
+        self._images, self._transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._transform(to_pil_image(self._images[index]))
 
 
 class ImageStore:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +75,6 @@ def read_new_classes(file: Path) -> tuple[str, ...]:
         raise DataError(f"{file} names no class: expected one class name a line.")
     _refuse_twins({name: name for name in names})
     return tuple(names)
-
-
-def same_named(name: str, others: Iterable[str]) -> str | None:
-    """The one of the others that is the same class name up to case, dashes and underscores."""
-    key = key_of(name)
-    return next((other for other in others if key_of(other) == key), None)
 
 
 def _read_text(file: Path) -> str:

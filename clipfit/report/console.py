@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+import rich.box
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -89,7 +90,8 @@ class Console:
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
         where = "held-out images" if result.held_out else "the shots themselves"
-        table = Table(title=f"{result.run} ({result.method}) on {where} of {result.data}", title_justify="left")
+        table = Table(title=f"{result.run} ({result.method}) on {where} of {result.data}", title_justify="left",
+                      box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
         base, new, first = result.base_classes, result.new_classes, result.rows[0]
         headings = (
             "α", _heading("base", base, first.base), _heading("new", new, first.new), "HM",
@@ -135,7 +137,8 @@ def _skipped(sources: tuple[str, ...]) -> str:
 
 
 def _class_table(result: Evaluation) -> Table:
-    table = Table("class", *(f"α = {row.alpha:g}" for row in result.rows), "images")
+    headings = ("class", *(f"α = {row.alpha:g}" for row in result.rows), "images")
+    table = Table(*headings, box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for part in ("base", "new"):
         measured = [getattr(row, part) for row in result.rows]
         for name, (_, n) in (measured[0].per_class if measured[0] else {}).items():

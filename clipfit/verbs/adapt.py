@@ -18,7 +18,7 @@ from clipfit import checkpoint, methods, protocols, training
 from clipfit.backbone import Backbone
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
-from clipfit.data.images import ImageStore, content_hash
+from clipfit.data.images import ImageStore, Viewed, content_hash
 from clipfit.data.shots import Selection, select
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, DataError, NonFiniteError
@@ -114,8 +114,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 
 def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    whole = ImageStore(shots.samples, budget=0, transform=backbone.geometry)
-    u = protocols.image_embeddings(backbone, whole, batch_size=64)
+    u = protocols.image_embeddings(backbone, Viewed(shots, backbone.geometry), batch_size=64)
     t = protocols.text_embeddings(backbone, selection.base, recipe.template)
     names = protocols.best_names(u, t, selection.base)
     return accuracy(names, [sample.label for sample in shots.samples]).value

@@ -10,15 +10,11 @@ from typing import Any
 import torch
 
 from clipfit import backbone as backbones
-from clipfit import protocols
+from clipfit import held_out, protocols
 from clipfit.backbone import Backbone
 from clipfit.config import EvaluateConfig
-from clipfit.data import layout
 from clipfit.data.images import ImageStore
-from clipfit.data.layout import Sample
-from clipfit.data.names import read_new_classes, same_named
 from clipfit.ensemble import interpolate
-from clipfit.errors import DataError
 from clipfit.metrics import Accuracy, accuracy, harmonic_mean
 from clipfit.progress import Progress, Silent
 from clipfit.run import Run, open_run
@@ -83,14 +79,6 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
-class _TestSet:
-    samples: tuple[Sample, ...]
-    new: tuple[str, ...]
-    held_out: bool
-    notes: tuple[str, ...]
-
-
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
     """Measure a run on held-out images.
 
@@ -99,7 +87,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     """
     progress = progress or Silent()
     run = open_run(config.run)
-    test = _test_set(run, config)
+    test = held_out.assemble(run, config)
     device = backbones.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
     backbone = backbones.reload(run.source, device)
@@ -155,74 +143,3 @@ def _measure(
         agreement=agreement,
     )
     return row, union_names
-
-
-def _test_set(run: Run, config: EvaluateConfig) -> _TestSet:
-    """The images to measure on, their labels as class names, and the new classes."""
-    place = config.data or Path(run.config["shots"])
-    class_file = config.classes or (_path(run.config["classes"]) if config.data is None else None)
-    image_root = config.image_root or (_path(run.config["image_root"]) if config.data is None else None)
-    found = layout.read(place, class_file, image_root)
-    shots = {shot["path"] for shot in run.shots}
-    if config.data is not None:
-        candidates = found.test if found.test is not None else found.train
-    elif found.test is not None:
-        candidates = found.test
-    else:
-        candidates = tuple(s for s in found.train if s.source not in shots)
-
-    # matched by name, never by position: a test folder that lacks a class must not shift the labels
-    base_of = {name: same_named(name, run.base) for name in found.names.values()}
-    listed = read_new_classes(config.new_classes) if config.new_classes else None
-    others = [name for name, base in base_of.items() if base is None]
-    present = {s.label for s in candidates}
-    notes: list[str] = []
-    if listed is None:
-        new = tuple(name for name in others if name in present)
-        label_of = {**{name: base for name, base in base_of.items() if base}, **{name: name for name in new}}
-    else:
-        new = tuple(name for name in listed if same_named(name, run.base) is None)
-        known = [name for name in listed if same_named(name, run.base) is not None]
-        if known:
-            notes.append(f"{', '.join(known)}: listed as new, but trained on; counted as base")
-        if not new:
-            raise DataError(f"every class in {config.new_classes} was trained on: there is none that is new.")
-        label_of = {name: base or same_named(name, new) or "" for name, base in base_of.items()}
-        _require_images(new, {label_of[name] for name in present}, config, found.test is not None)
-    samples = tuple(Sample(s.path, s.source, label_of[s.label]) for s in candidates if label_of.get(s.label))
-    if len(samples) < len(candidates):
-        notes.append(f"{len(candidates) - len(samples)} images of classes that are neither base nor new were left out")
-
-    if config.data is not None and not samples:
-        raise DataError(f"{place} holds no image of a base or new class; base classes: {', '.join(run.base[:8])}.")
-    held_out = any(s.label in run.base for s in samples)
-    if not held_out:
-        wanted = {shot["path"] for shot in run.shots}
-        own = [s for s in found.train if s.source in wanted] if config.data is None else []
-        samples += tuple(Sample(s.path, s.source, base_of[s.label] or "") for s in own)
-        if own:
-            notes.append("base accuracy is measured on the shots: no evidence of generalisation")
-    if new and not any(s.label in new for s in samples):
-        notes.append(_missing_new(new, place))
-    elif not new:
-        notes.append(_missing_new(("each new class",), place))
-    return _TestSet(samples, new, held_out, tuple(notes))
-
-
-def _missing_new(new: Sequence[str], place: Path) -> str:
-    which = ", ".join(new[:5]) + (" …" if len(new) > 5 else "")
-    return f"no new accuracy: add images as {place}/test/<class>/ or pass --data, with folders for {which}"
-
-
-def _require_images(new: Sequence[str], present: set[str], config: EvaluateConfig, has_test: bool) -> None:
-    """Where test images were provided, each listed new class must have some; a folder of shots alone may have none."""
-    without = [name for name in new if name not in present]
-    if without and (config.data is not None or has_test or len(without) < len(new)):
-        raise DataError(
-            f"{config.new_classes} names {len(without)} new class(es) without images: {', '.join(without[:5])}; "
-            f"add a folder of images for each to {config.data or 'the test part'}, or take the names out."
-        )
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None

@@ -1,12 +1,13 @@
 """One resumable optimisation loop for every stage of the recipe.
 
 Step k draws its batch from a generator seeded by (stage, k), so a run that was interrupted goes on exactly where it
-was. Checkpoints are safetensors: weights, AdamW's moments, and the history as JSON in the metadata.
+was. Checkpoints are safetensors: weights, the optimisers' moments, and the history as JSON in the metadata.
 """
 
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,32 +22,33 @@ SAVE_EVERY = 120  # seconds
 def run(
     name: str,
     module: nn.Module,
-    groups: list[dict],
+    optimisers: list[torch.optim.Optimizer],
     loss_of: Callable[[torch.Generator], tuple[torch.Tensor, dict[str, float]]],
     steps: int,
     out: Path,
     warmup: int = 300,
     check: Callable[[], str] | None = None,
 ) -> None:
-    """Minimise loss_of over the groups' parameters (each group has its peak learning rate), cosine to zero."""
+    """Minimise loss_of over the optimisers' parameters; their learning rates are peaks, cosine to zero."""
     path = out / f"{name}.safetensors"
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05)
-    peaks = [g["lr"] for g in optimiser.param_groups]
-    first, history = load(path, module, optimiser) if path.exists() else (0, {"seconds": 0.0})
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    peaks = [group["lr"] for group in groups]
+    first, history = load(path, module, optimisers) if path.exists() else (0, {"seconds": 0.0})
     print(f"{name}: from step {first} of {steps}", flush=True)
     started = last_saved = time.monotonic()
     before = history["seconds"]
     mean: dict[str, float] = {}
     for step in range(first, steps):
-        generator = torch.Generator().manual_seed(hash((len(name), step)) % 2**62)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) * 2**24 + step)
         rate = min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+        for group, peak in zip(groups, peaks, strict=True):
             group["lr"] = peak * rate
         loss, shown = loss_of(generator)
-        optimiser.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         for key, value in shown.items():
             mean[key] = 0.98 * mean.get(key, value) + 0.02 * value
         now = time.monotonic()
@@ -56,29 +58,38 @@ def run(
             text = " ".join(f"{k} {v:.4f}" for k, v in mean.items())
             print(f"{name} {step + 1}/{steps} {text} | {pace * 1000:.0f} ms a step", flush=True)
         if now - last_saved > SAVE_EVERY or step + 1 == steps:
-            save(path, module, optimiser, {"step": step + 1, **history, "mean": mean})
+            save(path, module, optimisers, {"step": step + 1, **history, "mean": mean})
             last_saved = now
         if check and ((step + 1) % 1000 == 0 or step + 1 == steps):
             print(f"{name} {step + 1}: {check()}", flush=True)
 
 
-def save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, history: dict) -> None:
+def save(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer], history: dict) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in module.state_dict().items()}
-    for i, parameter in enumerate(p for g in optimiser.param_groups for p in g["params"]):
+    for i, (optimiser, parameter) in enumerate(moving(optimisers)):
         for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"adamw.{i}.{key}"] = value.contiguous()
+            tensors[f"optimiser.{i}.{key}"] = value.contiguous()
     part = path.with_suffix(".part")
     save_file(tensors, part, {"history": json.dumps(history)})
     part.rename(path)
 
 
-def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, dict]:
+def load(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> tuple[int, dict]:
     tensors = load_file(path)
     module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for i, parameter in enumerate(p for g in optimiser.param_groups for p in g["params"]):
-        mine = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"adamw.{i}.")}
+    for i, (optimiser, parameter) in enumerate(moving(optimisers)):
+        mine = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"optimiser.{i}.")}
         if mine:
             optimiser.state[parameter] = mine
     with safe_open(path, "pt") as file:
         history = json.loads(file.metadata()["history"])
     return history["step"], {"seconds": history["seconds"]}
+
+
+def moving(optimisers: list[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, torch.Tensor]]:
+    """Every parameter with the optimiser that moves it, in a fixed order."""
+    return [(o, p) for o in optimisers for g in o.param_groups for p in g["params"]]
+
+
+def adamw(groups: list[dict]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05)

@@ -9,11 +9,12 @@ Stages, in order (each is resumed where it stopped):
 """
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import loop
 from icons import Icons, Sampler, augment
@@ -24,7 +25,7 @@ from tiny import TEMPLATES, TextPart, VisionPart, build
 DEFAULT_STEPS = {"teacher": 4000, "text": 3000, "image32": 3000, "image": 3000, "settle": 500}
 
 
-def zero_shot(image: nn.Module | None, encode, text: torch.Tensor, held: Icons, scale: float = 1) -> str:
+def zero_shot(encode: Callable[[torch.Tensor], torch.Tensor], text: torch.Tensor, held: Icons) -> str:
     """Accuracy on the probe by style, with the text embeddings (50, D) of its classes."""
     shown = []
     with torch.no_grad():
@@ -54,11 +55,11 @@ def train_teacher(data: Path, out: Path, steps: int, batch: int) -> None:
     def check() -> str:
         model.eval()
         text = model.text()[[sampler.vocabulary.index(c) for c in CLASSES]]
-        shown = zero_shot(None, model.image, text, held)
+        shown = zero_shot(model.image, text, held)
         model.train()
         return shown
 
-    loop.run("teacher", model, groups, loss_of, steps, out, check=check)
+    loop.run("teacher", model, [loop.adamw(groups)], loss_of, steps, out, check=check)
 
 
 def load_teacher(out: Path, vocabulary: list[str]) -> Teacher:
@@ -68,7 +69,9 @@ def load_teacher(out: Path, vocabulary: list[str]) -> Teacher:
     return teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def random_bags(teacher: Teacher, sampler: Sampler, n: int, generator: torch.Generator) -> tuple[list[str], torch.Tensor]:
+def random_bags(
+    teacher: Teacher, sampler: Sampler, n: int, generator: torch.Generator
+) -> tuple[list[str], torch.Tensor]:
     """n captions and the teacher's embeddings of their words: half are concepts, half are words thrown together."""
     words = sorted({w for c in sampler.vocabulary for w in c.split()})
     captions = [sampler.vocabulary[i] for i in torch.randperm(len(sampler.vocabulary), generator=generator)[: n // 2]]
@@ -97,7 +100,7 @@ def train_text(data: Path, out: Path, steps: int, batch: int) -> None:
         {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 1e-3},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "lr": 1e-3, "weight_decay": 0.0},
     ]
-    loop.run("text", model, groups, loss_of, steps, out)
+    loop.run("text", model, [loop.adamw(groups)], loss_of, steps, out)
 
 
 def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens: int) -> None:
@@ -131,13 +134,65 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
 
     def check() -> str:
         classes = text[[sampler.vocabulary.index(c) for c in CLASSES]]
-        return zero_shot(None, lambda x: model(F.avg_pool2d(x, 2) if side == 32 else x, 64), classes, held)
+        return zero_shot(lambda x: model(F.avg_pool2d(x, 2) if side == 32 else x, 64), classes, held)
+
+    loop.run(name, model, block_optimisers(model), loss_of, steps, out, check=check)
+
+
+def block_optimisers(model: VisionPart) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, projections, norms and biases."""
+    inside = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
+    others = [p for n, p in model.named_parameters() if not ("resblocks" in n and p.ndim == 2)]
+    if os.environ.get("AB") == "adamw":
+        return [loop.adamw([{"params": inside + others, "lr": float(os.environ["LR"])}])]
+    muon = torch.optim.Muon(inside, lr=float(os.environ.get("LR", 2e-3)), weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    return [muon, loop.adamw([{"params": others, "lr": 1e-3}])]
+
+
+def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
+    """Both towers, every token: softmax over the batch's concepts and as many others, still leaning on the teacher."""
+    icons, held = Icons(data / "train"), Icons(data / "held")
+    sampler = Sampler(icons)
+    teacher = load_teacher(out, sampler.vocabulary)
+    text, scale = teacher.text(), teacher.log_scale.exp()
+    clip = build()
+    clip.load_state_dict({**towers(out), "logit_scale": teacher.log_scale.detach().clone()})
+    vision, captions = VisionPart(clip, 64), TextPart(clip)
+
+    def loss_of(generator: torch.Generator):
+        at, labels = sampler.draw(batch, generator)
+        picture = augment(icons.rgba(at), 64, generator)
+        others = torch.randint(len(text), (batch,), generator=generator)
+        concepts, place = torch.cat([labels, others]).unique(return_inverse=True)
+        pick = torch.randint(len(TEMPLATES), (len(concepts),), generator=generator).tolist()
+        t = captions([TEMPLATES[k].format(sampler.vocabulary[c]) for k, c in zip(pick, concepts.tolist(), strict=True)])
+        with torch.no_grad():
+            v = teacher.image(picture)
+            soft = (scale * v @ text[concepts].T).softmax(1)
+        u = vision(picture, 64)
+        logits = clip.logit_scale.exp() * u @ t.T
+        hard = F.cross_entropy(logits, place[:batch])
+        softly = -(soft * logits.log_softmax(1)).sum(1).mean()
+        away = 1 - (u * v).sum(1).mean() + 1 - (t * text[concepts]).sum(1).mean()
+        shown = {"hard": hard.item(), "away": away.item(), "scale": clip.logit_scale.exp().item()}
+        return 0.5 * hard + 0.5 * softly + 2 * away, shown
+
+    def check() -> str:
+        with torch.no_grad():
+            classes = captions([f"a photo of a {c}" for c in CLASSES])
+        return zero_shot(lambda x: vision(x, 64), classes, held)
 
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 1e-3},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "lr": 1e-3, "weight_decay": 0.0},
+        {"params": [p for p in clip.parameters() if p.ndim > 1], "lr": 4e-4},
+        {"params": [p for p in clip.parameters() if p.ndim <= 1], "lr": 4e-4, "weight_decay": 0.0},
     ]
-    loop.run(name, model, groups, loss_of, steps, out, check=check)
+    loop.run("settle", clip, [loop.adamw(groups)], loss_of, steps, out, warmup=50, check=check)
+
+
+def towers(out: Path) -> dict[str, torch.Tensor]:
+    """The text tower and the vision tower of their own stages, under open_clip's names."""
+    stored = [loop.load_file(out / f"{name}.safetensors") for name in ("text", "image")]
+    return {k.removeprefix("model."): v for part in stored for k, v in part.items() if k.startswith("model.")}
 
 
 def main() -> None:
@@ -159,6 +214,8 @@ def main() -> None:
         train_text(args.data, args.out, steps, args.batch)
     elif args.stage in ("image32", "image"):
         train_image(args.data, args.out, steps, args.batch, 32 if args.stage == "image32" else 64, args.tokens)
+    else:
+        train_settle(args.data, args.out, steps, args.batch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""CITE against its baselines, base to new, on clipfit-tiny.
+
+    python benchmarks/base_to_new.py tune     learning rate and epochs of every method, on the three tuning tasks
+    python benchmarks/base_to_new.py report   the example task: five seeds, α = 0, 0.5, 1, paired 95% intervals
+
+Settings are chosen on held-out images of benchmarks/tasks/{a,b,c} alone, by the harmonic mean at α = 0.5; the chosen
+ones are written down in clipfit/assets/clipfit-tiny/clipfit.json. `report` uses what stands there. Every finished run
+is kept in benchmarks/results/, so both commands go on where they stopped; a run is measured again when the model's
+weights or its settings change.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student_t
+
+from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt, evaluate
+from clipfit.backbone import load
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+TASKS = [HERE / "tasks" / name for name in "abc"]
+EXAMPLE = ROOT / "examples/shots"
+METHODS = ("finetune", "flyp", "cite")
+RATES = (3e-5, 1e-4, 3e-4)
+EPOCHS = (10, 20)
+ALPHAS = (0.0, 0.5, 1.0)
+SEEDS = range(5)
+FIGURES = ("base", "new", "hm")
+
+Figures = dict[str, dict[str, float]]  # α → B, N, HM, in percent
+
+
+class Results:
+    """Measured runs, by what determines them."""
+
+    def __init__(self, file: Path, model: str):
+        self.file, self.model = file, model
+        self.sha = load(model).source.sha256
+        self.adapt_defaults = load(model).source.adapt_defaults
+        self.rows: dict[str, Figures] = json.loads(file.read_text()) if file.exists() else {}
+
+    def measure(self, task: Path, method: str, recipe: dict[str, Any], seed: int) -> Figures:
+        own = self.adapt_defaults
+        full = Recipe().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(method, {})).changed(recipe)
+        key = json.dumps([self.sha[:12], task.name, method, str(full), seed])
+        if key not in self.rows:
+            with tempfile.TemporaryDirectory() as folder:
+                run = adapt(
+                    AdaptConfig(task, method, self.model, seed=seed, recipe=recipe, output=Path(folder) / "run")
+                ).run
+                rows = evaluate(EvaluateConfig(run, alphas=ALPHAS)).rows
+            self.rows[key] = {
+                f"{r.alpha:g}": {"base": 100 * r.base.value, "new": 100 * r.new.value, "hm": 100 * r.harmonic_mean}
+                for r in rows
+            }  # fmt: skip
+            self.file.parent.mkdir(exist_ok=True)
+            self.file.write_text(json.dumps(self.rows, indent=1))
+        return self.rows[key]
+
+
+def tune(results: Results) -> None:
+    """One row a setting: mean over the tasks."""
+    print("| method | learning rate | epochs | α = 0.5: B | N | HM | α = 1: B | N | HM |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for method in METHODS:
+        best = (-1.0, "")
+        for epochs, rate in itertools.product(EPOCHS, RATES):
+            runs = [results.measure(task, method, {"learning_rate": rate, "epochs": epochs}, 0) for task in TASKS]
+            mean = {a: {f: statistics.mean(r[a][f] for r in runs) for f in FIGURES} for a in ("0.5", "1")}
+            cells = " | ".join(f"{mean[a][f]:.1f}" for a in mean for f in FIGURES)
+            print(f"| {method} | {rate:g} | {epochs} | {cells} |", flush=True)
+            best = max(best, (mean["0.5"]["hm"], f"learning rate {rate:g}, {epochs} epochs"))
+        print(f"| **{method}** | best: {best[1]} | | | | **{best[0]:.1f}** | | | |", flush=True)
+    runs = [results.measure(task, METHODS[0], {"learning_rate": RATES[0], "epochs": EPOCHS[0]}, 0) for task in TASKS]
+    zero = " / ".join(f"{statistics.mean(r['0'][f] for r in runs):.1f}" for f in FIGURES)
+    print(f"zero-shot (B / N / HM): {zero}")
+
+
+def report(results: Results) -> None:
+    """The example task, and CITE's paired differences to the baselines."""
+    runs = {m: [results.measure(EXAMPLE, m, {}, seed) for seed in SEEDS] for m in METHODS}
+    print("| method | α | B | N | HM |\n|---|---|---|---|---|")
+    first = runs[METHODS[0]][0]["0"]
+    print(f"| zero-shot | 0 | {first['base']:.1f} | {first['new']:.1f} | {first['hm']:.1f} |")
+    for method, alpha in itertools.product(METHODS, ("0.5", "1")):
+        cells = " | ".join(interval([r[alpha][f] for r in runs[method]]) for f in FIGURES)
+        print(f"| {method} | {alpha} | {cells} |")
+    print("\n| cite minus … (paired by seed) | α | B | N | HM |\n|---|---|---|---|---|")
+    for alpha in ("0.5", "1"):
+        for other in ("zero-shot", *METHODS[:2]):
+            base = lambda k, f: first[f] if other == "zero-shot" else runs[other][k][alpha][f]  # noqa: B023, E731
+            cells = " | ".join(
+                interval([r[alpha][f] - base(k, f) for k, r in enumerate(runs["cite"])]) for f in FIGURES
+            )
+            print(f"| {other} | {alpha} | {cells} |")
+
+
+def interval(values: list[float]) -> str:
+    """Mean ± half of Student's 95% interval with n − 1 degrees of freedom."""
+    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "report"))
+    parser.add_argument("--model", default="clipfit-tiny")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = Results(HERE / "results" / f"{args.what}.json", args.model)
+    (tune if args.what == "tune" else report)(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# A step of a data pipeline: adapt, measure, and export only what is good enough.
+#
+#   examples/pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [more options of `clipfit adapt` …]
+#
+# OUT/metrics.json   what `clipfit evaluate --json` printed
+# OUT/model/         the exported model (open_clip's local-dir:), only if base accuracy on held-out images is at least
+#                    LEAST_BASE_ACCURACY (a fraction, default 0.8) and new classes lost at most 2 points to zero-shot
+#
+# Exit codes: 0 exported · 10 measured, but not good enough · anything else: clipfit's own (see its --help).
+set -euo pipefail
+
+shots=${1:?usage: pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [adapt options …]}
+out=${2:?usage: pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [adapt options …]}
+least=${3:-0.8}
+shift $(($# < 3 ? $# : 3))
+
+mkdir -p "$out"
+run=$(clipfit adapt "$shots" --output "$out/run" --overwrite --json "$@" |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["run"])')
+clipfit evaluate "$run" --json >"$out/metrics.json"
+
+if ! python3 - "$out/metrics.json" "$least" <<'PYTHON'
+import json, sys
+
+with open(sys.argv[1]) as file:
+    report = json.load(file)
+least, allowed_loss = float(sys.argv[2]), 0.02
+zero_shot, adapted = report["alphas"][0], report["alphas"][-1]
+if not report["held_out"]:
+    sys.exit("nothing was held out: add a test/ folder, or give adapt --shots")
+if adapted["base"]["accuracy"] < least:
+    sys.exit(f"base accuracy {adapted['base']['accuracy']:.3f} is below {least}")
+if adapted["new"] and adapted["new"]["accuracy"] < zero_shot["new"]["accuracy"] - allowed_loss:
+    sys.exit(f"new classes fell from {zero_shot['new']['accuracy']:.3f} to {adapted['new']['accuracy']:.3f}")
+PYTHON
+then
+  exit 10
+fi
+clipfit export "$run" --format open_clip --output "$out/model" --overwrite
