@@ -28,7 +28,7 @@ ROOT = HERE.parent
 TASKS = [HERE / "tasks" / name for name in "abc"]
 EXAMPLE = ROOT / "examples/shots"
 METHODS = ("finetune", "flyp", "cite")
-RATES = (3e-5, 1e-4, 3e-4)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 EPOCHS = (10, 20)
 ALPHAS = (0.0, 0.5, 1.0)
 SEEDS = range(5)
@@ -66,21 +66,31 @@ class Results:
 
 
 def tune(results: Results) -> None:
-    """One row a setting: mean over the tasks."""
-    print("| method | learning rate | epochs | α = 0.5: B | N | HM | α = 1: B | N | HM |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    """Means over the tasks, one seed each: every learning rate at EPOCHS[0], then the best one at the other lengths."""
+
+    def measured(method: str, rate: float, epochs: int) -> list[Figures]:
+        return [results.measure(task, method, {"learning_rate": rate, "epochs": epochs}, 0) for task in TASKS]
+
+    def harmonic(method: str, rate: float, epochs: int) -> float:
+        return statistics.mean(r["0.5"]["hm"] for r in measured(method, rate, epochs))
+
+    settings = {method: [(rate, EPOCHS[0]) for rate in RATES] for method in METHODS}
     for method in METHODS:
-        best = (-1.0, "")
-        for epochs, rate in itertools.product(EPOCHS, RATES):
-            runs = [results.measure(task, method, {"learning_rate": rate, "epochs": epochs}, 0) for task in TASKS]
-            mean = {a: {f: statistics.mean(r[a][f] for r in runs) for f in FIGURES} for a in ("0.5", "1")}
-            cells = " | ".join(f"{mean[a][f]:.1f}" for a in mean for f in FIGURES)
-            print(f"| {method} | {rate:g} | {epochs} | {cells} |", flush=True)
-            best = max(best, (mean["0.5"]["hm"], f"learning rate {rate:g}, {epochs} epochs"))
-        print(f"| **{method}** | best: {best[1]} | | | | **{best[0]:.1f}** | | | |", flush=True)
-    runs = [results.measure(task, METHODS[0], {"learning_rate": RATES[0], "epochs": EPOCHS[0]}, 0) for task in TASKS]
-    zero = " / ".join(f"{statistics.mean(r['0'][f] for r in runs):.1f}" for f in FIGURES)
-    print(f"zero-shot (B / N / HM): {zero}")
+        best_rate, _ = max(settings[method], key=lambda s: harmonic(method, *s))
+        settings[method] += [(best_rate, epochs) for epochs in EPOCHS[1:]]
+
+    print("| method | learning rate | epochs | α = 0.5: B | N | HM | α = 1: B | N | HM |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    any_runs = measured(METHODS[0], *settings[METHODS[0]][0])
+    zero = " | ".join(f"{statistics.mean(r['0'][f] for r in any_runs):.1f}" for f in FIGURES)
+    print(f"| zero-shot | | | {zero} | {zero} |")
+    for method in METHODS:
+        best = max(settings[method], key=lambda s: harmonic(method, *s))
+        for rate, epochs in settings[method]:
+            runs = measured(method, rate, epochs)
+            cells = " | ".join(f"{statistics.mean(r[a][f] for r in runs):.1f}" for a in ("0.5", "1") for f in FIGURES)
+            mark = "**" if (rate, epochs) == best else ""
+            print(f"| {mark}{method}{mark} | {rate:g} | {epochs} | {cells} |")
 
 
 def report(results: Results) -> None:

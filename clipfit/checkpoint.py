@@ -56,13 +56,22 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises DataError when the place cannot be written."""
-    _atomically(path, lambda part: part.write_text(text, "utf-8"))
+    # a file name that is no UTF-8 has lone surrogates in Python: written as \udc…, which JSON reads back as the same
+    _atomically(path, lambda part: part.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def read_json(path: Path) -> Any:
     """Raises DataError when the file is missing or no JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The records of write_lines. Raises DataError when the file is missing or no JSON lines."""
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 

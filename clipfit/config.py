@@ -127,11 +127,11 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         if ":" not in text:
             return tuple(float(part) for part in text.split(","))
         first, last, step = (float(part) for part in text.split(":"))
-        if step <= 0:
+        if step <= 0 or last < first:
             raise ValueError
         count = round((last - first) / step)
         return tuple(round(first + k * step, 10) for k in range(count + 1) if first + k * step <= last + 1e-9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"--alphas takes first:last:step (0:1:0.1) or a list (0,0.5,1), not {text!r}.") from None
 
 

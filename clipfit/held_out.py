@@ -61,7 +61,7 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
 
 def _candidates(run: Run, found: LabelledImages, own: bool) -> tuple[list[Sample], list[str]]:
     """Images that may be measured on: no shot, and no copy of one under another name."""
-    paths = {shot["path"] for shot in run.shots}
+    paths = {*(shot["path"] for shot in run.shots), *run.config["skipped"]}
     contents = {shot["sha256"] for shot in run.shots}
     if found.test is not None:
         candidates = list(found.test)

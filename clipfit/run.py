@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,14 +75,15 @@ def open_run(path: Path | None) -> Run:
         raise DataError(f"{path} is no finished run: it has no model.safetensors; run `clipfit adapt` again.")
     classes = checkpoint.read_json(path / "classes.json")
     config = checkpoint.read_json(path / "config.json")
-    shots = [json.loads(line) for line in (path / "shots.jsonl").read_text("utf-8").splitlines()]
+    shots = checkpoint.read_lines(path / "shots.jsonl")
     if config.get("format") != FORMAT:
         raise ModelError(f"{path} has run format {config.get('format')!r}; this clipfit reads {FORMAT}.")
     return Run(path, config, tuple(classes["base"]), classes["names"], shots)
 
 
 def _newest() -> Path:
-    done = [p.parent for p in RUNS.glob("*/model.safetensors")]
+    # a name that starts with a dot is a run half written
+    done = [p.parent for p in RUNS.glob("*/model.safetensors") if not p.parent.name.startswith(".")]
     if not done:
         raise UsageError(f"no run is named and {RUNS}/ holds none: `clipfit adapt SHOTS` makes one.")
     return max(done, key=lambda p: ((p / "model.safetensors").stat().st_mtime_ns, p.name))
@@ -98,7 +98,7 @@ def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool
     path = output or RUNS / f"{shots.resolve().stem if shots.is_file() else shots.resolve().name}-{method}"
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already: pass --overwrite to replace it or --output for another place.")
-    if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
+    if path.exists() and not (path / "shots.jsonl").exists() and (path.is_file() or any(path.iterdir())):
         raise UsageError(f"{path} is no run of clipfit's, so --overwrite will not delete it: choose another place.")
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,18 @@ def train(
         total.backward()
         optimiser.step()
         on_step(StepReport(step + 1, steps, epoch + 1, len(batch), rate, losses, total.item()))
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Deterministic kernels where torch has them; on the CPU all are, for a fixed number of threads."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, not bits
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def parameter_groups(backbone: Backbone, objective: Objective, recipe: Recipe) -> list[dict[str, object]]:

@@ -45,5 +45,5 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Exactly one JSON document on stdout."""
-    typer.echo(json.dumps(document, ensure_ascii=False))
+    """Exactly one JSON document on stdout, in ASCII: whatever the terminal's encoding, it can be printed."""
+    typer.echo(json.dumps(document))

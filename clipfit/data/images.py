@@ -32,13 +32,13 @@ def decode(path: Path) -> Image.Image:
                 return _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombWarning,
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombWarning,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise DataError(f"image {path} cannot be read ({error}): replace it or pass --skip-bad-images.") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)

@@ -96,12 +96,12 @@ def _read_file(file: Path, root: Path) -> dict[str, list[Row]]:
         if suffix == ".json":
             return _read_coop(json.loads(file.read_text("utf-8")), root)
         if suffix == ".jsonl":
-            records = [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+            records = [json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip()]
             return _read_manifest(file, records, root)
         if suffix == ".csv":
             with file.open(newline="", encoding="utf-8-sig") as lines:
                 return _read_manifest(file, csv.DictReader(lines), root)
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (csv.Error, AttributeError, KeyError, TypeError, ValueError) as error:  # JSON and UTF-8: ValueErrors
         raise DataError(f"{file} cannot be read as {suffix[1:]}: {error}.") from error
     raise DataError(f"{file} is no folder and no .csv, .jsonl or CoOp .json file.")
 

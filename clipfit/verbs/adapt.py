@@ -89,7 +89,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         reports.append(report)
         progress.step(report)
 
-    training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
+    with training.deterministic():
+        training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
     training_seconds = time.monotonic() - began
 
     finetuned = {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}

@@ -15,6 +15,7 @@ from clipfit.backbone import Backbone
 from clipfit.config import EvaluateConfig
 from clipfit.data.images import ImageStore
 from clipfit.ensemble import interpolate
+from clipfit.errors import DataError
 from clipfit.metrics import Accuracy, accuracy, harmonic_mean
 from clipfit.progress import Progress, Silent
 from clipfit.run import Run, open_run
@@ -97,6 +98,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
 
     progress.say(f"decoding {len(test.samples)} images")
     images = ImageStore(test.samples, config.cache_bytes, backbone.geometry, config.skip_bad_images)
+    if not len(images):
+        raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
     alphas = sorted({0.0, *(config.alphas if config.alphas is not None else (run.alpha,))})
     rows: list[AlphaResult] = []
     zero_shot: list[str] = []

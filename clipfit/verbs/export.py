@@ -50,6 +50,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     output = config.output or run.path / f"export-{config.format}-{alpha:g}"
     if output.exists() and not config.overwrite:
         raise UsageError(f"{output} exists already: pass --overwrite to replace it or --output for another place.")
+    if output.exists() and not (output / "clipfit.json").exists() and (output.is_file() or any(output.iterdir())):
+        raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
     backbone = backbones.rebuild(run.source, run.state(alpha))
     with checkpoint.building(output) as folder:

@@ -22,7 +22,7 @@ def main(data: Path, model: str) -> None:
     text = backbone.encode_text(backbone.tokenize(prompts(CLASSES, "a photo of a {}")))
     print("| style | sets | images | top-1 | 95% interval |\n|---|---|---|---|---|")
     for style, (at, labels) in probe(held).items():
-        pictures = [(held.plain(part) * 0.25 + 0.5).clamp(0, 1) * 255 for part in at.split(128)]
+        pictures = [held.plain(part) * 255 for part in at.split(128)]
         u = torch.cat([backbone.encode_image(backbone.normalize(p.round().to(torch.uint8))) for p in pictures])
         right, n = int((u @ text.T).argmax(1).eq(labels).sum()), len(labels)
         low, high = wilson_interval(right, n)

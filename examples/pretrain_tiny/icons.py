@@ -8,8 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-MEAN, STD = 0.5, 0.25  # of clipfit-tiny's preprocessing, every channel
-
 
 class Icons:
     """Pictures of one part ("train" or "held"), with their set, name and concept."""
@@ -28,13 +26,15 @@ class Icons:
         out = torch.zeros(len(at), 4, 64, 64)
         is_mono = at < len(self.mono)
         out[is_mono, 3] = self.mono[at[is_mono]].float() / 255
-        out[~is_mono] = self.colour[at[~is_mono] - len(self.mono)].permute(0, 3, 1, 2).float() / 255
+        coloured = self.colour[at[~is_mono] - len(self.mono)].permute(0, 3, 1, 2).float() / 255
+        coloured[:, :3] /= coloured[:, 3:].clamp(min=1 / 255)  # resvg's colours are premultiplied by alpha
+        out[~is_mono] = coloured.clamp(max=1)
         return out
 
     def plain(self, at: torch.Tensor) -> torch.Tensor:
-        """As drawn, on white: (n, 3, 64, 64), normalised."""
+        """As drawn, on white: (n, 3, 64, 64) in 0…1."""
         rgba = self.rgba(at)
-        return (rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:] - MEAN) / STD
+        return rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
 
 
 class Sampler:
@@ -60,8 +60,8 @@ class Sampler:
         return torch.tensor(at), labels
 
 
-def augment(rgba: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """(n, 4, 64, 64) in 0…1 → (n, 3, side, side), normalised.
+def augment(rgba: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(n, 4, 64, 64) in 0…1 → (n, 3, 64, 64) in 0…1.
 
     60% stay as drawn on white (black, for one-colour icons); the rest get random paint and ground. Crop, stretch and
     a small rotation by one bilinear resampling.
@@ -93,6 +93,4 @@ def augment(rgba: torch.Tensor, side: int, generator: torch.Generator) -> torch.
     )
     grid = F.affine_grid(theta, [n, 3, 64, 64], align_corners=False)
     image = F.grid_sample(image - ground, grid, align_corners=False) + ground  # beyond the edge: ground
-    if side < 64:
-        image = F.avg_pool2d(image, 64 // side)
-    return (image.clamp(0, 1) - MEAN) / STD
+    return image.clamp(0, 1)

@@ -26,7 +26,7 @@ def run(
     loss_of: Callable[[torch.Generator], tuple[torch.Tensor, dict[str, float]]],
     steps: int,
     out: Path,
-    warmup: int = 300,
+    warmup: int = 200,
     check: Callable[[], str] | None = None,
 ) -> None:
     """Minimise loss_of over the optimisers' parameters; their learning rates are peaks, cosine to zero."""
@@ -53,7 +53,7 @@ def run(
             mean[key] = 0.98 * mean.get(key, value) + 0.02 * value
         now = time.monotonic()
         history["seconds"] = before + now - started
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 20 == 0:
             pace = (now - started) / (step + 1 - first)
             text = " ".join(f"{k} {v:.4f}" for k, v in mean.items())
             print(f"{name} {step + 1}/{steps} {text} | {pace * 1000:.0f} ms a step", flush=True)
@@ -92,4 +92,4 @@ def moving(optimisers: list[torch.optim.Optimizer]) -> list[tuple[torch.optim.Op
 
 
 def adamw(groups: list[dict]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)

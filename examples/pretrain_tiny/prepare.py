@@ -44,7 +44,10 @@ def concept_of(name: str, suffixes: list[str]) -> str:
 
 
 def grey(pictures: np.ndarray) -> torch.Tensor:
-    """(n, 64, 64[, 4]) uint8 → (n, 64, 64) float: darkness of the picture on white."""
+    """(n, 64, 64[, 4]) uint8 → (n, 64, 64) float: roughly the darkness on white, for hashes and coverage.
+
+    (Colours are premultiplied by alpha, which makes soft edges a little darker here, on both sides of a comparison.)
+    """
     if pictures.ndim == 3:
         return torch.from_numpy(pictures).float() / 255
     rgba = torch.from_numpy(pictures).float() / 255

@@ -49,6 +49,7 @@ class Teacher(nn.Module):
         return F.normalize(summed, dim=1)
 
     def image(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, 3, 64, 64) → (B, D), unit norm."""
+        """(B, 3, 64, 64) in 0…1 → (B, D), unit norm."""
+        x = 4 * x - 2
         x = self.features(x.contiguous(memory_format=torch.channels_last))
         return F.normalize(self.project(x.mean((2, 3))), dim=1)

@@ -38,20 +38,33 @@ class TextPart(nn.Module):
         return F.normalize(x[torch.arange(len(x)), ends] @ self.text_projection, dim=1)
 
 
+def positions(grid: int, width: int) -> torch.Tensor:
+    """Where a patch is, as sines and cosines of both coordinates: (1 + grid², width), the class token's row is 0.
+
+    As strong as the patches themselves from the first step: with open_clip's small random start the tower sees a bag
+    of patches for thousands of steps. Coordinates count 1/8 of the picture, so 32 px and 64 px agree.
+    """
+    at = (torch.arange(grid) + 0.5) * 8 / grid
+    waves = at[:, None] * 2 ** (1 - torch.arange(width // 4) * 6 / (width // 4))  # (grid, width / 4)
+    waves = torch.cat([waves.sin(), waves.cos()], 1)
+    y, x = waves[:, None].expand(-1, grid, -1), waves[None].expand(grid, -1, -1)
+    return torch.cat([torch.zeros(1, width), torch.cat([y, x], 2).reshape(grid * grid, width)])
+
+
 class VisionPart(nn.Module):
     """The vision tower at 64 px, or at 32 px with position embeddings of its own."""
 
     def __init__(self, clip: open_clip.CLIP, side: int):
         super().__init__()
         self.visual = clip.visual
-        if side == 32:
-            width = self.visual.positional_embedding.shape[1]
-            self.visual.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(17, width))
+        self.visual.positional_embedding = nn.Parameter(positions(side // 8, self.visual.positional_embedding.shape[1]))
+        preprocess = json.loads(CONFIG.read_text())["preprocess_cfg"]
+        self.mean, self.std = preprocess["mean"][0], preprocess["std"][0]
 
     def forward(self, x: torch.Tensor, keep: int) -> torch.Tensor:
-        """(B, 3, side, side) → (B, D), unit norm; only the `keep` patches of greatest variance are looked at."""
+        """(B, 3, side, side) in 0…1 → (B, D), unit norm; only the `keep` patches of greatest variance are looked at."""
         v = self.visual
-        patches = v.conv1(x).flatten(2).transpose(1, 2)  # (B, L, V)
+        patches = v.conv1((x - self.mean) / self.std).flatten(2).transpose(1, 2)  # (B, L, V)
         patches = patches + v.positional_embedding[1:]
         if keep < patches.shape[1]:
             detail = F.unfold(x, 8, stride=8).var(1)  # (B, L)

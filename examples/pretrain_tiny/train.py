@@ -9,7 +9,6 @@ Stages, in order (each is resumed where it stopped):
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def train_teacher(data: Path, out: Path, steps: int, batch: int) -> None:
 
     def loss_of(generator: torch.Generator):
         at, labels = sampler.draw(batch, generator)
-        logits = model.log_scale.exp() * model.image(augment(icons.rgba(at), 64, generator)) @ model.text().T
+        logits = model.log_scale.exp() * model.image(augment(icons.rgba(at), generator)) @ model.text().T
         loss = F.cross_entropy(logits, labels, label_smoothing=0.05)
         return loss, {"loss": loss.item(), "top1": logits.argmax(1).eq(labels).float().mean().item()}
 
@@ -120,7 +119,7 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
 
     def loss_of(generator: torch.Generator):
         at, labels = sampler.draw(batch, generator)
-        picture = augment(icons.rgba(at), 64, generator)
+        picture = augment(icons.rgba(at), generator)
         with torch.no_grad():
             v = teacher.image(picture)
             soft = (scale * v @ text.T).softmax(1)
@@ -136,17 +135,11 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
         classes = text[[sampler.vocabulary.index(c) for c in CLASSES]]
         return zero_shot(lambda x: model(F.avg_pool2d(x, 2) if side == 32 else x, 64), classes, held)
 
-    loop.run(name, model, block_optimisers(model), loss_of, steps, out, check=check)
-
-
-def block_optimisers(model: VisionPart) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings, projections, norms and biases."""
-    inside = [p for n, p in model.named_parameters() if "resblocks" in n and p.ndim == 2]
-    others = [p for n, p in model.named_parameters() if not ("resblocks" in n and p.ndim == 2)]
-    if os.environ.get("AB") == "adamw":
-        return [loop.adamw([{"params": inside + others, "lr": float(os.environ["LR"])}])]
-    muon = torch.optim.Muon(inside, lr=float(os.environ.get("LR", 2e-3)), weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    return [muon, loop.adamw([{"params": others, "lr": 1e-3}])]
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 1e-3},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "lr": 1e-3, "weight_decay": 0.0},
+    ]
+    loop.run(name, model, [loop.adamw(groups)], loss_of, steps, out, check=check)
 
 
 def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
@@ -156,12 +149,12 @@ def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
     teacher = load_teacher(out, sampler.vocabulary)
     text, scale = teacher.text(), teacher.log_scale.exp()
     clip = build()
-    clip.load_state_dict({**towers(out), "logit_scale": teacher.log_scale.detach().clone()})
     vision, captions = VisionPart(clip, 64), TextPart(clip)
+    clip.load_state_dict({**towers(out), "logit_scale": teacher.log_scale.detach().clone()})
 
     def loss_of(generator: torch.Generator):
         at, labels = sampler.draw(batch, generator)
-        picture = augment(icons.rgba(at), 64, generator)
+        picture = augment(icons.rgba(at), generator)
         others = torch.randint(len(text), (batch,), generator=generator)
         concepts, place = torch.cat([labels, others]).unique(return_inverse=True)
         pick = torch.randint(len(TEMPLATES), (len(concepts),), generator=generator).tolist()

@@ -1,0 +1,250 @@
+"""Encoding as open_clip does, activations that follow the weights, and what happens when weights cannot be had."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import TEXT, VISION, make_model, picture
+from safetensors.torch import load_file, save_file
+
+from clipfit import ModelError, UsageError
+from clipfit import backbone as backbones
+
+SENTENCES = ["a photo of a cat", "a photo of a long haired dachshund", "a photo of an owl", "b"]
+
+
+def transformer_lengths(backbone: backbones.Backbone) -> list[int]:
+    """Filled with the length of every sequence that enters the text transformer."""
+    seen: list[int] = []
+    backbone.model.transformer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    return seen
+
+
+def assert_same_as_open_clip(backbone: backbones.Backbone) -> list[int]:
+    tokens = backbone.tokenize(SENTENCES)
+    with torch.no_grad():
+        expected = backbone.model.encode_text(tokens, normalize=True)
+        seen = transformer_lengths(backbone)
+        torch.testing.assert_close(backbone.encode_text(tokens), expected, atol=1e-5, rtol=0)
+        # a text's features do not depend on what else is in the batch, and the batch's order does not matter
+        torch.testing.assert_close(backbone.encode_text(tokens[[2]]), expected[[2]], atol=1e-5, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 1e-3  # so that the equality says something
+    return seen
+
+
+@pytest.mark.parametrize("name", ["vit", "eos"])
+def test_causal_texts_are_cut_behind_the_longest_one_and_stay_the_same(models, name):
+    seen = assert_same_as_open_clip(backbones.load(models[name]))
+    words = backbones.load(models[name]).tokenize(SENTENCES).count_nonzero(1)
+    assert seen == [int(words.max()), int(words[2])]
+    assert max(seen) < TEXT["context_length"]
+
+
+def test_texts_without_a_causal_mask_keep_the_full_context(models):
+    backbone = backbones.load(models["bidirectional"])
+    assert assert_same_as_open_clip(backbone) == [TEXT["context_length"]] * 2
+
+
+def test_a_text_that_fills_the_context(vit):
+    tokens = vit.tokenize(["very " * 40 + "long", "short"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            vit.encode_text(tokens), vit.model.encode_text(tokens, normalize=True), atol=1e-5, rtol=0
+        )
+
+
+def test_built_in_architecture_with_a_local_weight_file(tmp_path):
+    """ViT-B-32 at full size, the only big model of the suite (600 MB, deleted at once)."""
+    torch.manual_seed(0)
+    file = tmp_path / "weights.safetensors"
+    save_file(open_clip.create_model("ViT-B-32").state_dict(), file)
+    try:
+        backbone = backbones.load("ViT-B-32", str(file))
+        assert max(assert_same_as_open_clip(backbone)) < 77
+        assert backbone.source.pretrained == str(file)
+        assert backbone.embed_dim == 512
+        assert backbone.image_size == (224, 224)
+    finally:
+        file.unlink()
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_images_are_encoded_as_open_clip_does(models, name):
+    backbone = backbones.load(models[name])
+    x = torch.randn(3, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = backbone.model.encode_image(x, normalize=True)
+        torch.testing.assert_close(backbone.encode_image(x), expected, atol=1e-6, rtol=0)
+
+
+def test_preprocessing_is_open_clips_own(vit, models):
+    preprocess = open_clip.create_model_and_transforms(models["vit"])[2]
+    for size in ((40, 36), (31, 90), (32, 32)):
+        image = picture(1, size)
+        ours = vit.normalize(vit.geometry(image)[None])[0]
+        torch.testing.assert_close(ours, preprocess(image), atol=1e-5, rtol=0)
+        assert ours.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_the_model_is_in_evaluation_mode_and_its_scale_is_frozen(models, name):
+    backbone = backbones.load(models[name])
+    assert not any(module.training for module in backbone.model.modules())
+    moving = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    assert moving == {n for n, _ in backbone.model.named_parameters()} - {"logit_scale"}
+    assert backbone.scale.item() == pytest.approx(backbone.model.logit_scale.exp().item())
+    assert not any(p.requires_grad for p in backbone.frozen_copy().model.parameters())
+
+
+def activations(model: torch.nn.Module) -> set[str]:
+    return {type(m).__name__ for m in model.modules() if type(m).__name__ in ("GELU", "QuickGELU")}
+
+
+def test_the_activation_of_a_model_folder_survives_rebuilding(models):
+    backbone = backbones.load(models["quick"])
+    assert activations(backbone.model) == {"QuickGELU"}
+    assert activations(backbones.rebuild(backbone.source, backbone.state()).model) == {"QuickGELU"}
+    assert activations(backbones.reload(backbone.source).model) == {"QuickGELU"}
+    assert activations(backbones.load(models["vit"]).model) == {"GELU"}
+
+
+@pytest.fixture
+def little_architecture(tmp_path, monkeypatch) -> str:
+    """A name of open_clip's whose configuration says GELU, as ViT-B-32's does."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "Little.json").write_text(json.dumps({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(folder)
+    return "Little"
+
+
+def test_the_activation_follows_the_weights_and_not_the_architectures_name(
+    models, little_architecture, tmp_path, monkeypatch
+):
+    """open_clip #771: a tag's weights were trained with QuickGELU, the architecture's configuration says GELU."""
+    weights = Path(models["quick"].removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    tag = {"url": "", "hf_hub": "nobody/nothing", "quick_gelu": True}
+    from open_clip import pretrained
+
+    monkeypatch.setitem(pretrained._PRETRAINED, "Little", {"fast": tag, "slow": {**tag, "quick_gelu": False}})
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *args, **kwargs: str(weights))
+    fast, slow = backbones.load("Little", "fast"), backbones.load("Little", "slow")
+    assert activations(fast.model) == {"QuickGELU"}
+    assert fast.source.model_cfg["quick_gelu"] is True
+    assert activations(backbones.rebuild(fast.source, fast.state()).model) == {"QuickGELU"}
+    assert activations(slow.model) == {"GELU"}
+
+    beside, alone = tmp_path / "beside", tmp_path / "alone"
+    shutil.copytree(weights.parent, beside)
+    alone.mkdir()
+    shutil.copy(weights, alone)
+    assert activations(backbones.load("Little", str(beside / weights.name)).model) == {"QuickGELU"}
+    assert activations(backbones.load("Little", str(alone / weights.name)).model) == {"GELU"}
+
+
+def test_an_unknown_model_gets_the_nearest_names():
+    with pytest.raises(UsageError, match=r"unknown model 'ViT-B-61'; did you mean .*ViT-B-16"):
+        backbones.load("ViT-B-61")
+    with pytest.raises(UsageError, match=r"unknown model 'clipfit-tony'; did you mean clipfit-tiny"):
+        backbones.load("clipfit-tony")
+
+
+def test_an_unknown_tag_gets_the_nearest_ones():
+    with pytest.raises(
+        UsageError, match=r"'open-ai' is neither a file nor a pretrained tag of ViT-B-32; did you mean "
+    ):
+        backbones.load("ViT-B-32", "open-ai")
+
+
+def test_a_tag_without_a_network_names_what_works_offline(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
+    with pytest.raises(ModelError) as caught:
+        backbones.load("ViT-B-32", "openai")
+    for word in ("ViT-B-32 / openai", "name resolution", "clipfit-tiny", "local-dir:FOLDER", "FILE.safetensors"):
+        assert word in str(caught.value)
+
+
+def test_a_missing_or_empty_model_folder(tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        with pytest.raises(ModelError, match=r"is no model folder: it needs open_clip_config\.json and weights"):
+            backbones.load(f"local-dir:{folder}")
+
+
+def test_a_model_folder_without_weights_or_with_damaged_ones(tmp_path):
+    folder = make_model(tmp_path / "model")
+    weights = folder / "open_clip_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        backbones.load(f"local-dir:{folder}")
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        backbones.load(f"local-dir:{folder}")
+
+
+def test_weights_of_another_architecture(tmp_path):
+    folder = make_model(tmp_path / "model")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["layers"] = 3
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        backbones.load(f"local-dir:{folder}")
+
+
+def test_a_model_of_another_class_is_refused(tmp_path):
+    folder = make_model(tmp_path / "model")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="clipfit adapts models of open_clip's CLIP class only"):
+        backbones.load(f"local-dir:{folder}")
+
+
+def test_other_weights_in_the_same_place_are_noticed(tmp_path):
+    folder = make_model(tmp_path / "model")
+    source = backbones.load(f"local-dir:{folder}").source
+    backbones.reload(source)
+    file = folder / "open_clip_model.safetensors"
+    state = load_file(file)
+    state["logit_scale"] = torch.nextafter(state["logit_scale"], torch.tensor(9.0))  # one bit of one number
+    save_file(state, file)
+    with pytest.raises(ModelError, match=r"changed since the run was made: expected SHA-256 [0-9a-f]{16}…, found"):
+        backbones.reload(source)
+
+
+def test_the_hash_is_that_of_names_shapes_types_and_values():
+    state = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    known = backbones.state_sha256(state)
+    assert backbones.state_sha256(dict(reversed(state.items()))) == known
+    others = [
+        {"a": torch.arange(6.0), "c": torch.tensor(3)},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0), "b": torch.tensor(3, dtype=torch.int32)},
+        {"a": -torch.arange(6.0), "b": torch.tensor(3)},
+    ]
+    assert len({known, *map(backbones.state_sha256, others)}) == 5
+
+
+def test_states_of_another_shape_are_refused(vit):
+    state = vit.state()
+    state["ln_final.weight"] = torch.zeros(3)
+    with pytest.raises(ModelError, match="do not fit"):
+        vit.load_state(state)
+
+
+def test_devices_and_precision():
+    assert backbones.resolve_device("cpu").type == "cpu"
+    with pytest.raises(UsageError, match=r"device 'warp' cannot be used here .*--device cpu"):
+        backbones.resolve_device("warp")
+    assert backbones.resolve_precision("auto", torch.device("cpu")) == "fp32"
+    assert backbones.resolve_precision("bf16", torch.device("cpu")) == "bf16"

@@ -1,0 +1,95 @@
+"""Settings: the paper's by default, checked once, refused with what was expected and found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, Recipe, UsageError
+from clipfit.config import parse_alphas
+from clipfit.methods import METHODS, find
+
+
+def test_the_papers_settings_are_the_defaults():
+    recipe = Recipe()
+    assert (recipe.learning_rate, recipe.epochs, recipe.batch_size) == (5e-6, 20, 32)
+    assert recipe.weight_decay == 0.1
+    assert recipe.crop_scale == (0.08, 1.0)
+    assert recipe.crop_ratio == pytest.approx((0.75, 1.3333333))
+    assert recipe.template == "a photo of a {}"
+    config = AdaptConfig(Path("x"))
+    assert (config.method, config.model, config.alpha) == ("cite", "ViT-B-16", 0.5)
+    options = METHODS["cite"].configure({})
+    assert (options.scl_weight, options.vld_weight, options.literal_scl) == (0.7, 0.1, False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"learning_rate": 0.0}, {"learning_rate": 1.0}, {"learning_rate": float("nan")}, {"weight_decay": -0.1},
+        {"epochs": 0}, {"batch_size": 0}, {"crop_scale": (0.0, 1.0)}, {"crop_scale": (0.5, 0.2)},
+        {"crop_scale": (0.5, 1.2)}, {"crop_ratio": (0.0, 1.0)}, {"template": "a photo"}, {"template": "{} {}"},
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be(wrong):
+    with pytest.raises(UsageError, match="; found "):
+        AdaptConfig(Path("x"), recipe=wrong)
+
+
+def test_a_recipe_changes_by_what_is_given():
+    changed = Recipe().changed({"epochs": 3, "template": None, "crop_scale": [0.5, 1]})
+    assert changed == Recipe(epochs=3, crop_scale=(0.5, 1))
+    with pytest.raises(UsageError, match=r"unknown recipe settings \['epoch'\]"):
+        Recipe().changed({"epoch": 3})
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_ratios_lie_between_the_two_models(alpha):
+    for make in (
+        lambda: AdaptConfig(Path("x"), alpha=alpha),
+        lambda: EvaluateConfig(alphas=(0.5, alpha)),
+        lambda: ExportConfig(alpha=alpha),
+    ):
+        with pytest.raises(UsageError, match=r"alpha must lie between 0 \(pre-trained\) and 1 \(fine-tuned\); found"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("text", "ratios"),
+    [
+        ("0:1:0.1", (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)),
+        ("0:1:0.25", (0, 0.25, 0.5, 0.75, 1)),
+        ("0.2:0.9:0.5", (0.2, 0.7)),
+        ("0.5:0.5:1", (0.5,)),
+        ("0,0.5,1", (0, 0.5, 1)),
+        ("0.3", (0.3,)),
+    ],
+)
+def test_ratios_as_a_range_or_a_list(text, ratios):
+    assert parse_alphas(text) == ratios
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "0:1", "0:1:0", "0:1:-0.1", "0:1:0.1:2", "0;1", "1:0:0.1", "0:inf:1", "0:1:nan"]
+)
+def test_ratios_that_are_neither(text):
+    with pytest.raises(UsageError, match="--alphas takes first:last:step"):
+        parse_alphas(text)
+
+
+def test_methods_are_found_by_name_or_the_nearest_is_named():
+    for name, method in METHODS.items():
+        assert find(name) is method
+        assert method.name == name
+        assert method.summary
+        assert method.citation
+    with pytest.raises(UsageError, match=r"unknown method 'sight' \(did you mean cite\?\); there are cite, "):
+        find("sight")
+
+
+def test_options_of_another_method_are_refused():
+    with pytest.raises(UsageError, match="method flyp has no option 'scl_weight'; its options: none"):
+        METHODS["flyp"].configure({"scl_weight": 0.5, "vld_weight": None})
+    with pytest.raises(UsageError, match="vld_weight must not be negative; found -1"):
+        METHODS["cite"].configure({"vld_weight": -1})

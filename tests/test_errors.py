@@ -1,0 +1,295 @@
+"""Bad input: one sentence on stderr, the right exit code, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_classes, make_model
+from safetensors.torch import load_file, save_file
+
+from clipfit import checkpoint
+
+
+@pytest.fixture
+def shots(tmp_path, flat) -> Path:
+    """A copy of the flat folder that a test may spoil."""
+    return Path(shutil.copytree(flat, tmp_path / "pets"))
+
+
+def nothing_written(tmp_path: Path) -> bool:
+    return not list(tmp_path.glob("runs/*")) and not list(tmp_path.glob("runs/.*"))
+
+
+# ---- the data: 3
+
+
+def test_a_missing_folder(cli):
+    cli("adapt", "nowhere").fails(3, "there is no nowhere: expected a folder of class folders")
+
+
+def test_an_empty_folder(cli, tmp_path):
+    (tmp_path / "pets").mkdir()
+    cli("adapt", "pets").fails(3, "pets holds no labelled images: expected one folder a class")
+
+
+def test_a_class_folder_without_images(cli, shots):
+    (shots / "zebra").mkdir()
+    (shots / "zebra" / "readme.txt").write_text("soon")
+    cli("adapt", shots).fails(3, "zebra holds no images: add some or remove the folder")
+
+
+def test_one_class_only(cli, tmp_path):
+    cli("adapt", make_classes(tmp_path / "pets", {"cat": 2})).fails(3, "at least two classes", "only 'cat'")
+
+
+def test_fewer_images_than_shots(cli, shots):
+    (shots / "owl" / "0.png").unlink()
+    cli("adapt", shots, "--shots", 3).fails(3, "--shots 3 needs 3 images in every class, but 'owl' has 2")
+
+
+def test_an_unreadable_image_is_named_or_skipped(cli, shots, models):
+    (shots / "owl" / "1.png").write_bytes(b"\x89PNG but not really")
+    command = ("adapt", shots, "--model", models["vit"])
+    cli(*command).fails(3, "pets/owl/1.png cannot be read", "--skip-bad-images")
+    made = cli(*command, "--skip-bad-images", "--json")
+    assert made.code == 0
+    assert made.document["skipped"] == ["pets/owl/1.png"]
+    assert made.document["shots"] == 11
+    assert "1 unreadable skipped (pets/owl/1.png)" in made.stderr
+    # what could not be read was no shot, but is no held-out image either
+    for flags in ((), ("--skip-bad-images",)):
+        measured = cli("evaluate", "--json", *flags)
+        assert measured.code == 0, measured.stderr
+        assert measured.document["held_out"] is False
+        assert measured.document["alphas"][0]["base"]["n"] == 11
+
+
+def test_a_class_that_loses_all_its_images(cli, shots, models):
+    for file in (shots / "owl").iterdir():
+        file.write_bytes(b"")
+    cli("adapt", shots, "--model", models["vit"], "--skip-bad-images").fails(
+        3, "no readable image is left of class 'owl'"
+    )
+
+
+def test_unreadable_images_in_an_evaluation(cli, split_run, tmp_path):
+    data = make_classes(tmp_path / "data", {"dog": 2}, seed=3)
+    (data / "dog" / "0.png").write_bytes(b"")
+    cli("evaluate", split_run, "--data", data).fails(3, "dog/0.png cannot be read")
+    record = cli("evaluate", split_run, "--data", data, "--skip-bad-images", "--json").document
+    assert record["skipped"] == ["data/dog/0.png"]
+    assert record["alphas"][0]["base"]["n"] == 1
+    (data / "dog" / "1.png").write_bytes(b"")
+    cli("evaluate", split_run, "--data", data, "--skip-bad-images").fails(3, "no readable image")
+
+
+def test_a_class_file_that_does_not_match(cli, shots, tmp_path):
+    (tmp_path / "names.txt").write_text("dog\nfish\nowl\nhamster\n")
+    cli("adapt", shots, "--classes", "names.txt").fails(3, "no name for 'tabby_cat'; no folder for 'hamster'")
+
+
+def test_new_classes_without_images(cli, split_run, tmp_path):
+    (tmp_path / "new.txt").write_text("elk\nunicorn\n")
+    cli("evaluate", split_run, "--new-classes", "new.txt").fails(3, "names 1 new class(es) without images: unicorn")
+    (tmp_path / "new.txt").write_text("dog\n")
+    cli("evaluate", split_run, "--new-classes", "new.txt").fails(3, "every class in new.txt was trained on")
+    cli("evaluate", split_run, "--new-classes", "none.txt").fails(3, "none.txt cannot be read")
+
+
+def test_data_of_which_nothing_fits(cli, split_run, tmp_path):
+    make_classes(tmp_path / "other", {"zebra": 1})
+    (tmp_path / "new.txt").write_text("yak\n")
+    cli("evaluate", split_run, "--data", "other", "--new-classes", "new.txt").fails(3, "without images: yak")
+    cli("evaluate", split_run, "--data", "nowhere").fails(3, "there is no nowhere")
+
+
+def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 10**6))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
+    cli("adapt", shots, "--model", models["vit"]).fails(3, "runs needs ", " MB, but its disk has 1 MB left: make room")
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["first run", "over an old run"])
+def test_a_disk_that_fills_up_while_writing(cli, shots, models, tmp_path, monkeypatch, old):
+    command = ("adapt", shots, "--model", models["vit"])
+    if old:
+        assert cli(*command).code == 0
+        before = {p.name: p.read_bytes() for p in (tmp_path / "runs" / "pets-cite").iterdir()}
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    cli(*command, "--overwrite").fails(3, "finetuned.safetensors cannot be written: No space left on device")
+    if old:
+        assert {p.name: p.read_bytes() for p in (tmp_path / "runs" / "pets-cite").iterdir()} == before
+        assert [p.name for p in (tmp_path / "runs").iterdir()] == ["pets-cite"]
+    else:
+        assert nothing_written(tmp_path)
+
+
+def test_a_place_that_cannot_be_written(cli, shots, models, tmp_path):
+    (tmp_path / "file").write_text("")
+    cli("adapt", shots, "--model", models["vit"], "--output", "file/run").fails(3, "file")
+
+
+def test_a_damaged_run(cli, split_run, tmp_path):
+    run = Path(shutil.copytree(split_run, tmp_path / "run"))
+    (run / "finetuned.safetensors").write_bytes(b"damaged")
+    cli("evaluate", run).fails(4, "finetuned.safetensors cannot be read as a clipfit checkpoint")
+    (run / "classes.json").write_text("{")
+    cli("evaluate", run).fails(3, "classes.json cannot be read")
+
+
+def test_a_run_with_missing_pieces(cli, split_run, tmp_path):
+    for name in ("shots.jsonl", "config.json", "classes.json"):
+        run = Path(shutil.copytree(split_run, tmp_path / name.partition(".")[0]))
+        (run / name).unlink()
+        cli("evaluate", run).fails(3, f"{name} cannot be read")
+
+
+# ---- usage: 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--method", "sight"), ("unknown method 'sight' (did you mean cite?)",)),
+        (("--model", "ViT-B-61"), ("unknown model 'ViT-B-61'; did you mean ", "ViT-B-16")),
+        (("--model", "clipfit-tyni"), ("did you mean clipfit-tiny",)),
+        (("--pretrained", "open-ai"), ("'open-ai' is neither a file nor a pretrained tag of ViT-B-16",)),
+        (("--alpha", "1.5"), ("alpha must lie between 0 (pre-trained) and 1 (fine-tuned); found 1.5",)),
+        (("--alpha", "nan"), ("alpha must lie between",)),
+        (("--shots", "0"), ("--shots must be at least 1; found 0",)),
+        (("--epochs", "0"), ("the number of epochs must be at least 1; found 0",)),
+        (("--learning-rate", "0"), ("the learning rate must lie between 0 and 1",)),
+        (("--seed", "-1"), ("the seed must be",)),
+        (("--precision", "fp8"), ("the precision must be one of auto, fp32, bf16; found 'fp8'",)),
+        (("--device", "warp"), ("device 'warp' cannot be used here", "--device cpu")),
+        (("--template", "a photo"), ("the template must contain {} exactly once",)),
+        (("--crop-scale", "0.9", "0.1"), ("the crop scale must be",)),
+        (("--method", "flyp", "--scl-weight", "1"), ("method flyp has no option 'scl_weight'",)),
+        (("--scl-weight", "-1"), ("scl_weight must not be negative",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) and value[0].startswith("--") else "",
+)
+def test_wrong_options_of_adapt(cli, flat, tmp_path, options, words):
+    cli("adapt", flat, *options).fails(2, *words)
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--alpha", "1.5"), ("alpha must lie between",)),
+        (("--alphas", "0:1"), ("--alphas takes first:last:step (0:1:0.1) or a list (0,0.5,1), not '0:1'",)),
+        (("--alphas", "0,2"), ("alpha must lie between", "found 2.0")),
+        (("--alpha", "0.5", "--alphas", "0,1"), ("--alpha and --alphas exclude each other",)),
+        (("--batch-size", "0"), ("the batch size must be at least 1",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) and value[0].startswith("--") else "",
+)
+def test_wrong_options_of_evaluate(cli, split_run, options, words):
+    cli("evaluate", split_run, *options).fails(2, *words)
+
+
+def test_wrong_options_of_export(cli, split_run):
+    cli("export", split_run, "--format", "onyx").fails(2, "unknown export format 'onyx'; there are open_clip")
+    cli("export", split_run, "--alpha", "-1").fails(2, "alpha must lie between")
+
+
+# ---- the model: 4
+
+
+def test_a_missing_model_folder(cli, flat):
+    cli("adapt", flat, "--model", "local-dir:nowhere").fails(4, "nowhere is no model folder")
+
+
+def test_weights_that_changed_since_the_run(cli, flat, tmp_path):
+    folder = make_model(tmp_path / "model")
+    assert cli("adapt", flat, "--model", "local-dir:model", "--output", "run").code == 0
+    make_model(folder, seed=1)
+    cli("evaluate", "run").fails(4, "the weights of local-dir:model changed since the run was made", "adapt again")
+    cli("export", "run", "--alpha", 0).fails(4, "changed since the run was made")
+
+
+# ---- numbers: 6
+
+
+def spoiled(folder: Path) -> Path:
+    make_model(folder)
+    file = folder / "open_clip_model.safetensors"
+    state = load_file(file)
+    state["visual.ln_post.weight"][3] = float("nan")
+    save_file(state, file)
+    return folder
+
+
+def test_a_loss_that_is_no_number(cli, flat, tmp_path):
+    spoiled(tmp_path / "model")
+    cli("adapt", flat, "--model", "local-dir:model").fails(6, "step 1: the loss is not finite", "--learning-rate")
+    assert nothing_written(tmp_path)
+
+
+def test_weights_that_are_no_numbers_after_the_last_step(cli, flat, models, tmp_path, monkeypatch):
+    def explode(optimiser):
+        with torch.no_grad():
+            optimiser.param_groups[0]["params"][0].fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", explode)
+    cli("adapt", flat, "--model", models["vit"], "--epochs", 1, "--batch-size", 12).fails(6, "is not finite")
+    assert nothing_written(tmp_path)
+
+
+# ---- interrupted: 130, and faults of our own: 1
+
+
+@pytest.mark.parametrize("moment", ["training", "writing"])
+def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, moment):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if moment == "training":
+        monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    else:
+        monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    result = cli("adapt", flat, "--model", models["vit"], "--json")
+    assert (result.code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "interrupted: nothing was written"
+    assert "Traceback" not in result.stderr
+    assert nothing_written(tmp_path)
+
+
+def test_a_fault_of_our_own_is_one_sentence_too(cli, flat, models, monkeypatch):
+    def broken(self):
+        raise AssertionError("so it goes")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    monkeypatch.delenv("CLIPFIT_DEBUG", raising=False)
+    cli("adapt", flat, "--model", models["vit"]).fails(1, "a fault of clipfit's own (AssertionError: so it goes)")
+    monkeypatch.setenv("CLIPFIT_DEBUG", "1")
+    assert "Traceback" in cli("adapt", flat, "--model", models["vit"]).stderr
+
+
+def test_names_in_any_script(cli, models, tmp_path):
+    """Class and file names beyond ASCII reach config, metadata and JSON, even file names that are no UTF-8."""
+    root = make_classes(tmp_path / "Tiere", {"Bär": 2, "犬": 2})
+    try:
+        (root / "犬" / "0.png").rename(Path(str(root / "犬") + "/\udcff.png"))
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    made = cli("adapt", root, "--model", models["vit"], "--json")
+    assert made.code == 0, made.stderr
+    record = cli("evaluate", "--json").document
+    assert record["base_classes"] == ["Bär", "犬"]
+    assert record["alphas"][0]["base"]["n"] == 4
+    assert json.loads((tmp_path / "runs" / "Tiere-cite" / "classes.json").read_text("utf-8"))["base"] == ["Bär", "犬"]

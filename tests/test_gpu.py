@@ -1,0 +1,33 @@
+"""What only a CUDA device can show; skipped without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+from clipfit import backbone as backbones
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_adapting_and_evaluating_on_the_gpu(
+    precision: str, split: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    result = adapt(AdaptConfig(split, model=models["vit"], device="cuda", precision=precision, output=tmp_path / "run"))
+    rows = evaluate(EvaluateConfig(result.run, alphas=(0.0, 0.5, 1.0), device="cuda")).rows
+    assert [row.alpha for row in rows] == [0.0, 0.5, 1.0]
+    assert all(value == value for value in result.losses.values())
+
+
+def test_gpu_and_cpu_give_the_same_features(models: dict[str, str]) -> None:
+    noise = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    features = []
+    for device in ("cpu", "cuda"):
+        backbone = backbones.load(models["vit"], device=device)
+        with torch.no_grad():
+            features.append(backbone.encode_image(backbone.normalize(noise)).cpu())
+    torch.testing.assert_close(features[0], features[1], atol=1e-4, rtol=1e-4)

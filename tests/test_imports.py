@@ -1,0 +1,132 @@
+"""Imports only point downwards, heavy ones have one home, and the help answers without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clipfit
+
+PACKAGE = Path(clipfit.__file__).parent
+# from the bottom up; a module may import from lower rows, and a package from itself
+ROWS = [
+    {"errors", "version", "prompts", "metrics", "losses"},
+    {"config"},
+    {"data"},
+    {"backbone"},
+    {"ensemble", "checkpoint"},
+    {"methods"},
+    {"training"},
+    {"progress", "protocols", "run"},
+    {"held_out"},
+    {"verbs"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}
+SOURCES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+INSIDE = [path for path in SOURCES if path != Path("__init__.py")]
+
+
+def part_of(path: Path) -> str:
+    return path.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, str | None]]:
+    """(module, name imported from it or None), wherever in the file it stands."""
+    found: list[tuple[str, str | None]] = []
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found += [(str(node.module), alias.name) for alias in node.names]
+    return found
+
+
+def own_imports(path: Path) -> list[str | None]:
+    """The parts of clipfit that a file imports; None for a name of the public API."""
+    parts: list[str | None] = []
+    for module, name in imports(path):
+        if module == "clipfit" and name is not None:
+            is_module = (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir()
+            parts.append(name if is_module else None)
+        elif module.split(".")[0] == "clipfit":
+            parts.append(module.split(".")[1] if "." in module else None)
+    return parts
+
+
+def test_every_part_of_the_package_has_its_row():
+    assert {part_of(path) for path in INSIDE} == set(RANK)
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=str)
+def test_imports_point_downwards(path):
+    own = part_of(path)
+    for imported in own_imports(path):
+        if imported is not None:
+            assert imported == own or RANK[imported] < RANK[own], f"{path} imports {imported}"
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=str)
+def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path):
+    parts = own_imports(path)
+    if part_of(path) == "cli":
+        assert set(parts) <= {None, "cli", "report", "config", "errors", "version"}
+    else:
+        assert None not in parts, f"{path} imports from clipfit/__init__.py"
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("open_clip", {"backbone.py", "verbs/adapt.py", "verbs/export.py"}),  # the verbs: its version, and the proof
+        ("rich", {"report/console.py"}),
+        ("typer", {"cli"}),
+        ("safetensors", {"checkpoint.py"}),
+        ("PIL", {"data/images.py", "backbone.py"}),
+        ("pickle", set()),
+    ],
+)
+def test_libraries_have_their_homes(library, homes):
+    for path in INSIDE:
+        if any(module.split(".")[0] == library for module, _ in imports(path)):
+            assert path.as_posix() in homes or path.parts[0] in homes, f"{path} imports {library}"
+
+
+def test_nothing_is_ever_unpickled():
+    for path in INSIDE:
+        for node in ast.walk(ast.parse((PACKAGE / path).read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                assert node.attr not in ("load", "save"), f"{path} uses torch.{node.attr}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["adapt", "--help"], ["--version"], ["evaluate", "--help"]])
+def test_help_does_not_import_torch(arguments):
+    code = (
+        "import sys\nfrom clipfit.cli import main\n"
+        f"sys.argv = ['clipfit', *{arguments!r}]\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = {'torch', 'torchvision', 'open_clip', 'numpy', 'PIL', 'rich.progress'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stderr
+    assert "clipfit" in done.stdout
+    if arguments == ["adapt", "--help"]:
+        from clipfit.methods import METHODS
+
+        assert all(name in done.stdout for name in METHODS)
+
+
+def test_the_public_api_is_what_it_says():
+    for name in clipfit.__all__:
+        assert callable(getattr(clipfit, name))
+    assert set(clipfit.__all__) == set(clipfit._HOME)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        clipfit.nothing  # noqa: B018

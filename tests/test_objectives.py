@@ -1,0 +1,214 @@
+"""The methods' objectives through the real encoders, against the equations with a text for every image."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import test_losses
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss
+from test_losses import naive_scl, naive_vld
+
+from clipfit import backbone as backbones
+from clipfit.methods import METHODS, Task
+from clipfit.prompts import prompts
+
+# as there, but with gaps: which classes are in a batch is not how many
+BATCHES = {name: [[4, 1, 3, 0, 2][c] for c in labels] for name, labels in test_losses.BATCHES.items()}
+NAMES = ["cat", "a much longer class name", "dog", "owl", "red fish"]
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    """Embeddings stay float64, so that a comparison can be tight: the encoders end with `.float()`."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def task_in_double(model: str) -> Task:
+    backbone = backbones.load(model)
+    backbone.model.double()
+    return Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
+
+
+def batch(task: Task, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    noise = torch.rand(
+        len(labels), 3, *task.backbone.image_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    return noise * 4 - 2, torch.tensor(labels)
+
+
+def perturb(parameters, seed: int = 2) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in parameters:
+            if p.requires_grad:
+                p.add_(0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+
+
+def total(terms) -> torch.Tensor:
+    return sum(term.weight * term.value for term in terms.values())
+
+
+def gradients(value: torch.Tensor, parameters) -> torch.Tensor:
+    parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("literal", [False, True], ids=["default", "literal"])
+@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, labels, literal):
+    """Value and the gradient by every weight: texts once a class and cut short, against B full-length texts."""
+    task = task_in_double(models["vit"])
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({"literal_scl": literal}))
+    model, teacher = task.backbone.model, copy.deepcopy(task.backbone.model)
+    perturb(model.parameters())  # away from the first step, where L_VLD is flat
+    perturb([objective.classifier], seed=3)
+    images, y = batch(task, labels)
+
+    u = model.encode_image(images, normalize=True)
+    texts = model.encode_text(task.tokens[y], normalize=True)
+    with torch.no_grad():
+        teacher_u, teacher_texts = (
+            teacher.encode_image(images, normalize=True),
+            teacher.encode_text(task.tokens[y], normalize=True),
+        )
+    monkeypatch.setattr(test_losses, "SCALE", teacher.logit_scale.exp().item())
+    dva = test_losses.naive_dva(u, objective.classifier, labels)
+    scl, vld = naive_scl(u, texts, labels, literal), naive_vld(u, texts, teacher_u, teacher_texts)
+    naive = dva + 0.7 * scl + 0.1 * vld
+
+    terms = objective(images, y)
+    assert {name: term.value.item() for name, term in terms.items()} == pytest.approx(
+        {"dva": dva.item(), "scl": scl.item(), "vld": vld.item()}, rel=1e-9
+    )
+    parameters = [*(p for p in model.parameters() if p.requires_grad), *objective.extra]
+    ours, expected = gradients(total(terms), parameters), gradients(naive, parameters)
+    assert ((ours - expected).norm() / expected.norm()).item() <= 1e-9
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("literal", [False, True], ids=["default", "literal"])
+def test_a_batch_of_one_class_moves_by_dva_alone(models, literal):
+    task = task_in_double(models["vit"])
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({"literal_scl": literal}))
+    perturb(task.backbone.model.parameters())
+    terms = objective(*batch(task, [2, 2, 2]))
+    parameters = [*(p for p in task.backbone.model.parameters() if p.requires_grad), *objective.extra]
+    assert terms["scl"].value.item() == 0
+    assert terms["vld"].value.item() == 0
+    expected = gradients(terms["dva"].value, parameters)
+    assert expected.norm() > 0
+    assert (gradients(total(terms), parameters) - expected).norm() <= 1e-12 * expected.norm()
+
+
+def test_cite_in_float32_agrees_too(vit):
+    """The encoders as they are used, without any patch: ‖g − g′‖ / ‖g‖ ≤ 1e-5."""
+    labels = BATCHES["repeated"]
+    task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
+    perturb(vit.model.parameters())
+    images, y = batch(task, labels)
+    images = images.float()
+    parameters = [*(p for p in vit.model.parameters() if p.requires_grad), *objective.extra]
+    ours = gradients(total(objective(images, y)), parameters)
+
+    double = copy.deepcopy(vit.model).double()
+    classifier = objective.classifier.detach().double().requires_grad_()
+    teacher = objective.teacher.model.double()
+    u, texts = double.encode_image(images.double(), normalize=True), double.encode_text(task.tokens[y], normalize=True)
+    with torch.no_grad():
+        teacher_u = teacher.encode_image(images.double(), normalize=True)
+        teacher_t = teacher.encode_text(task.tokens[y], normalize=True)
+    s = double.logit_scale.exp().detach()
+    similarity = s * u @ texts.T
+    other = y[:, None] != y[None, :]
+    positive = similarity.diagonal()
+    negatives = similarity.masked_fill(~other, -torch.inf)
+    scl = (F.softplus(negatives.logsumexp(1) - positive) + F.softplus(negatives.logsumexp(0) - positive)).mean()
+    p, q = similarity.log_softmax(1), (s * teacher_u @ teacher_t.T).log_softmax(1)
+    vld = (p.exp() * (p - q)).sum(1).mean()
+    dva = F.cross_entropy(s * u @ F.normalize(classifier, dim=1).T, y)
+    expected = gradients(
+        dva + 0.7 * scl + 0.1 * vld, [*(p for p in double.parameters() if p.requires_grad), classifier]
+    )
+    assert ((ours - expected).norm() / expected.norm()).item() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_cite_starts_at_the_zero_shot_cross_entropy_and_without_distillation(models, name):
+    backbone = backbones.load(models[name])
+    task = Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
+    images, y = batch(task, BATCHES["repeated"])
+    images = images.float()
+    terms = METHODS["cite"].build(task, METHODS["cite"].configure({}))(images, y)
+    with torch.no_grad():
+        logits = backbone.model.get_logits(images, task.tokens)[0]
+    assert terms["dva"].value.item() == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    assert terms["vld"].value.item() == pytest.approx(0, abs=1e-6)
+    assert {name: term.weight for name, term in terms.items()} == {"dva": 1.0, "scl": 0.7, "vld": 0.1}
+
+
+def test_dva_sends_no_gradient_into_the_text_tower(vit):
+    task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({"scl_weight": 0.0, "vld_weight": 0.0}))
+    images, y = batch(task, [0, 1, 2])
+    objective(images.float(), y)["dva"].value.backward()
+    assert vit.model.visual.conv1.weight.grad.norm() > 0
+    assert objective.classifier.grad.norm() > 0
+    text = [p for n, p in vit.model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
+    assert all(p.grad is None for p in text)
+
+
+def test_the_teacher_is_not_the_student(vit):
+    task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
+    images, y = batch(task, [0, 1, 2, 1])
+    before = {name: p.clone() for name, p in objective.teacher.model.named_parameters()}
+    perturb(vit.model.parameters())
+    total(terms := objective(images.float(), y)).backward()
+    assert terms["vld"].value.item() > 1e-4
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in objective.teacher.model.named_parameters())
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+def test_flyp_is_clips_loss_over_b_full_length_texts(models, labels):
+    task = task_in_double(models["vit"])
+    images, y = batch(task, labels)
+    model = task.backbone.model
+    objective = METHODS["flyp"].build(task, METHODS["flyp"].configure({}))
+    u, t, scale = model(images, task.tokens[y])[:3]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = gradients(ClipLoss()(u, t, scale), parameters)
+    ours = gradients(total(objective(images, y)), parameters)
+    assert ((ours - expected).norm() / expected.norm()).item() <= 1e-9
+
+
+@pytest.mark.usefixtures("doubles")
+def test_finetune_is_the_cross_entropy_of_open_clips_logits(models):
+    task = task_in_double(models["vit"])
+    images, y = batch(task, BATCHES["repeated"])
+    model = task.backbone.model
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = gradients(F.cross_entropy(model.get_logits(images, task.tokens)[0], y), parameters)
+    ours = gradients(total(METHODS["finetune"].build(task, None)(images, y)), parameters)
+    assert ((ours - expected).norm() / expected.norm()).item() <= 1e-9
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_order_of_the_classes_changes_nothing(models, method):
+    """Every method of the table, away from its start; W moves with its class."""
+    task = task_in_double(models["vit"])
+    images, y = batch(task, BATCHES["repeated"])
+    order = torch.tensor([3, 0, 4, 1, 2])  # new place of each class
+    other = Task(task.backbone, task.tokens[order.argsort()])
+    first, second = (method.build(t, method.configure({})) for t in (task, other))
+    perturb(task.backbone.model.parameters())
+    before, after = total(first(images, y)), total(second(images, order[y]))
+    assert after.item() == pytest.approx(before.item(), rel=1e-10)
+    wrong = total(second(images, y))
+    assert abs(wrong.item() - before.item()) > 1e-3  # so that the equality above says something

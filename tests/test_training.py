@@ -1,0 +1,163 @@
+"""The loop: order and crops from the seed alone, parameter groups, the schedule, every image once an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import make_classes
+
+from clipfit import NonFiniteError, Recipe, training
+from clipfit import backbone as backbones
+from clipfit.data import layout
+from clipfit.data.images import ImageStore
+from clipfit.methods import METHODS, Task, Term
+from clipfit.prompts import prompts
+
+RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory) -> tuple[ImageStore, list[int], list[str]]:
+    root = make_classes(tmp_path_factory.mktemp("shots"), {"ant": 3, "bee": 2, "cow": 3})
+    found = layout.read(root)
+    names = list(found.names.values())
+    return ImageStore(found.train, 10**9), [names.index(s.label) for s in found.train], names
+
+
+def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe = RECIPE):
+    """A trained backbone and the reports of its steps."""
+    images, labels, names = shots
+    backbone = backbones.load(model)
+    task = Task(backbone, backbone.tokenize(prompts(names, recipe.template)))
+    reports: list[training.StepReport] = []
+    objective = METHODS[method].build(task, METHODS[method].configure({}))
+    training.train(backbone, objective, images, labels, recipe, seed, reports.append)
+    return backbone, reports
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seed_alone_decides_the_run(models, shots, method):
+    backbone, first = run(models["vit"], shots, method=method)
+    torch.rand(17)  # the global generator has no say
+    again, second = run(models["vit"], shots, method=method)
+    assert first == second
+    assert all(torch.equal(t, again.state()[name]) for name, t in backbone.state().items())
+    assert [r.losses for r in run(models["vit"], shots, seed=1, method=method)[1]] != [r.losses for r in first]
+
+
+def test_every_image_once_an_epoch_in_an_order_of_its_own():
+    drawn = list(training.batches(8, RECIPE, seed=3))
+    assert [epoch for epoch, _ in drawn] == [0, 0, 0, 1, 1, 1]
+    assert [len(batch) for _, batch in drawn] == [3, 3, 2, 3, 3, 2]
+    epochs = [[i for e, batch in drawn if e == epoch for i in batch] for epoch in range(2)]
+    assert [sorted(order) for order in epochs] == [list(range(8))] * 2
+    assert epochs[0] != epochs[1]
+    assert drawn == list(training.batches(8, RECIPE, seed=3))
+    assert drawn != list(training.batches(8, RECIPE, seed=4))
+
+
+def test_crops_differ_by_image_step_and_seed(shots):
+    images = shots[0]
+    view = lambda seed, step: training.views(images, [0, 0, 1], (32, 32), RECIPE, seed, step)  # noqa: E731
+    assert view(0, 0).shape == (3, 3, 32, 32)
+    assert view(0, 0).dtype == torch.uint8
+    assert torch.equal(view(0, 5), view(0, 5))
+    assert not torch.equal(view(0, 5)[0], view(0, 5)[1])
+    assert not torch.equal(view(0, 5), view(0, 6))
+    assert not torch.equal(view(0, 5), view(1, 5))
+
+
+def test_the_learning_rate_falls_along_a_cosine_to_nothing(models, shots):
+    reports = run(models["vit"], shots, recipe=Recipe(learning_rate=1e-3, epochs=4, batch_size=4))[1]
+    assert [r.step for r in reports] == list(range(1, 9))
+    assert {r.steps for r in reports} == {8}
+    assert [r.epoch for r in reports] == [1, 1, 2, 2, 3, 3, 4, 4]
+    by_hand = [1e-3 * (1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]
+    assert [r.learning_rate for r in reports] == pytest.approx(by_hand, rel=1e-12)
+    assert reports[0].learning_rate == 1e-3
+    assert reports[4].learning_rate == pytest.approx(5e-4)
+
+
+def test_the_rate_in_the_report_is_the_rate_that_is_used(models, shots, monkeypatch):
+    used: list[set[float]] = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: used.append({g["lr"] for g in self.param_groups}) or step(self)
+    )
+    reports = run(models["vit"], shots)[1]
+    assert used == [{r.learning_rate} for r in reports]
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_decay_is_for_matrices_only(models, name):
+    backbone = backbones.load(models[name])
+    task = Task(backbone, backbone.tokenize(["a", "b"]))
+    objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
+    decayed, free = training.parameter_groups(backbone, objective, Recipe(weight_decay=0.2))
+    names = {p: n for n, p in backbone.model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.2, 0.0)
+    decayed_names = {names[p] for p in decayed["params"]}
+    free_names = {names.get(p, "classifier") for p in free["params"]}
+    assert objective.classifier in set(free["params"])
+    assert "logit_scale" not in decayed_names | free_names
+    assert decayed_names | free_names == set(names.values()) - {"logit_scale"} | {"classifier"}
+    kinds = {n: type(m) for n, m in backbone.model.named_modules()}
+    for n in decayed_names:
+        assert not n.endswith("bias")
+        assert "Norm" not in kinds[n.rpartition(".")[0]].__name__
+    assert {"token_embedding.weight", "text_projection", "transformer.resblocks.0.mlp.c_fc.weight"} <= decayed_names
+    assert {"ln_final.weight", "ln_final.bias", "transformer.resblocks.0.attn.in_proj_bias"} <= free_names
+
+
+def test_both_towers_and_nothing_frozen_move(models, shots):
+    before = backbones.load(models["vit"]).state()
+    after = run(models["vit"], shots)[0]
+    still = {name for name, t in after.state().items() if torch.equal(t, before[name])}
+    assert still <= {"logit_scale", "attn_mask"}
+    assert "logit_scale" in still
+    assert not any(module.training for module in after.model.modules())
+
+
+def test_batch_norm_statistics_stay_as_pre_trained(models, shots):
+    before = backbones.load(models["resnet"]).state()
+    after = run(models["resnet"], shots, recipe=Recipe(learning_rate=1e-3, epochs=1, batch_size=4))[0].state()
+    statistics = [name for name in before if "running_" in name or name.endswith("num_batches_tracked")]
+    assert len(statistics) > 10
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(before["visual.bn1.weight"], after["visual.bn1.weight"])
+
+
+class Scripted:
+    """An objective whose total is written beforehand."""
+
+    extra: Sequence[torch.nn.Parameter] = ()
+
+    def __init__(self, backbone: backbones.Backbone, factors: list[float]):
+        self.weight, self.factors = backbone.model.ln_final.weight, iter(factors)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
+        value = self.weight.sum() * next(self.factors)
+        return {"a": Term(2.0, value), "b": Term(0.5, value)}
+
+
+def test_terms_are_weighted_and_reported_by_name(vit, shots):
+    images, labels, _ = shots
+    reports: list[training.StepReport] = []
+    training.train(vit, Scripted(vit, [1.0] * 6), images, labels, RECIPE, 0, reports.append)
+    first = reports[0]
+    assert first.losses["a"] == first.losses["b"] == pytest.approx(32)
+    assert first.total == pytest.approx(2.5 * 32)
+    assert first.images == 3
+    assert [r.images for r in reports] == [3, 3, 2] * 2
+    assert reports[1].total < first.total
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_ruined(vit, shots, bad):
+    images, labels, _ = shots
+    with pytest.raises(NonFiniteError, match=r"step 3: the loss is not finite .*--learning-rate"):
+        training.train(vit, Scripted(vit, [1.0, 1.0, bad]), images, labels, RECIPE, 0)
+    assert all(t.isfinite().all() for name, t in vit.state().items() if name != "attn_mask")
