@@ -133,7 +133,8 @@ def small(picture: Image.Image) -> Image.Image:
 
 def attribution(icons: list[Icon]) -> str:
     collections_ = json.loads((HERE / "node_modules/@iconify/json/collections.json").read_text())
-    lines = ["# Where the pictures are from\n", "Every picture is an icon of one of these sets, drawn on white at a small size, otherwise as",
+    lines = ["# Where the pictures are from\n",
+             "Every picture is an icon of one of these sets, drawn on white at a small size, otherwise as",
              "published. A file `<set>--<icon>.png` is the icon `<icon>` of the set `<set>`.\n",
              "| set | name | author | licence (SPDX) | pictures |", "|---|---|---|---|---|"]  # fmt: skip
     count = collections.Counter(prefix for prefix, _ in icons)
@@ -144,8 +145,8 @@ def attribution(icons: list[Icon]) -> str:
         author_link = f"[{author['name']}]({author['url']})"
         lines.append(f"| `{prefix}` | {info['name']} | {author_link} | {title} ({licence['spdx']}) | {count[prefix]} |")
     if "game-icons" in count:
-        lines.append("\nThe pictures `game-icons--*.png` are icons made by Lorc, Delapouite and the other contributors that "
-                     "https://game-icons.net lists;\nthe page of an icon there names its author.")  # fmt: skip
+        lines.append("\nThe pictures `game-icons--*.png` are icons made by Lorc, Delapouite and the other contributors "
+                     "that https://game-icons.net lists;\nthe page of an icon there names its author.")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -6,8 +6,8 @@ from icons import Icons
 
 CLASSES = (
     "airplane ambulance anchor apple axe backpack balloon banana bat bear bee bell bicycle bird book brain bus "
-    "butterfly cactus camera candle car carrot castle cat chair cherries clock cloud crab crown deer dog door drum egg eye "
-    "fish flower ghost guitar hammer heart key ladder leaf lemon mushroom umbrella scissors"
+    "butterfly cactus camera candle car carrot castle cat chair cherries clock cloud crab crown deer dog door drum "
+    "egg eye fish flower ghost guitar hammer heart key ladder leaf lemon mushroom umbrella scissors"
 ).split()
 STYLES = {
     "line": ("tabler", "ph", "hugeicons"),
