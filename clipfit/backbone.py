@@ -269,6 +269,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _builtin_record(model: str, pretrained: str) -> dict[str, Any]:
+    if ":" in model:
+        raise UsageError(f"{model!r} cannot be loaded directly: download its folder and pass --model local-dir:FOLDER.")
+    model = model.replace("/", "-")  # as open_clip reads "ViT-B/16"
     config = open_clip.get_model_config(model)
     if config is None:
         raise UsageError(f"unknown model {model!r}{_nearest(model, [TINY, *open_clip.list_models()])}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from clipfit import checkpoint
 from clipfit.backbone import Source, reload
-from clipfit.ensemble import interpolate
+from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
 
 RUNS = Path("runs")
@@ -103,16 +103,45 @@ def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool
     return path
 
 
-def describe(source: Source, base: Sequence[str], template: str, method: str, scale: float, alpha: float,
-             version: str) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run folder says beside its weights."""
+
+    config: Mapping[str, Any]
+    base: Sequence[str]
+    names: Mapping[str, str]
+    shots: Sequence[Mapping[str, str]]
+    steps: Sequence[Mapping[str, Any]]
+    scale: float  # τ⁻¹
+
+
+def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) -> None:
+    """Write every file of a run but timing.json; the same facts and weights give the same bytes.
+
+    Raises:
+        DataError: the disk is full or the place cannot be written.
+    """
+    config = {**facts.config, "format": FORMAT}
+    template = config["recipe"]["template"]
+    about = lambda alpha: describe(config, facts.base, facts.scale, alpha)  # noqa: E731
+    checkpoint.write_json(folder / "config.json", config)
+    classes = {"base": list(facts.base), "names": dict(facts.names), "template": template}
+    checkpoint.write_json(folder / "classes.json", classes)
+    checkpoint.write_lines(folder / "shots.jsonl", facts.shots)
+    checkpoint.write_lines(folder / "metrics.jsonl", facts.steps)
+    checkpoint.write_tensors(folder / "finetuned.safetensors", finetuned, about(1.0))
+    checkpoint.write_tensors(folder / "model.safetensors", ensemble, about(config["alpha"]))
+
+
+def describe(config: Mapping[str, Any], base: Sequence[str], scale: float, alpha: float) -> dict[str, Any]:
     """The metadata that makes a weight file self-describing."""
     return {
         "format": FORMAT,
-        "clipfit": version,
+        "clipfit": config["clipfit"],
         "alpha": alpha,
-        "method": method,
+        "method": config["method"],
         "classes": list(base),
-        "template": template,
+        "template": config["recipe"]["template"],
         "logit_scale_exp": scale,
-        "pretrained": asdict(source),
+        "pretrained": config["pretrained"],
     }

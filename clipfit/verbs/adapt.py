@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from clipfit.errors import ClipfitError, DataError, NonFiniteError
 from clipfit.metrics import accuracy
 from clipfit.progress import Progress, Silent
 from clipfit.prompts import prompts
-from clipfit.run import FORMAT, describe, target_folder
+from clipfit.run import RunFacts, target_folder, write_run
 from clipfit.version import __version__
 
 
@@ -57,7 +56,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     No image but the shots is ever opened: held-out images influence nothing.
 
     Raises:
-        ClipfitError: see errors; nothing is left behind then but a log of the steps.
+        ClipfitError: see errors; nothing is left behind then.
     """
     progress, started = progress or Silent(), time.monotonic()
     method = methods.find(config.method)
@@ -65,45 +64,52 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     images = layout.read(config.shots, config.classes, config.image_root)
     selection = select(images, config.shots_per_class, config.seed)
     target = target_folder(config.shots, method.name, config.output, config.overwrite)
-    device = backbones.resolve_device(config.device)
 
-    progress.say(f"loading {config.model} on {device}")
-    backbone = backbones.load(config.model, config.pretrained, device)
-    backbone.precision = backbones.resolve_precision(config.precision, device)
+    progress.say(f"loading {config.model}")
+    backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
+    backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
     recipe = _recipe(config, backbone)
     checkpoint.require_room(target.parent, 2 * backbone.bytes)  # now, not after hours of training
-    pretrained = {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
+    pretrained = _copied(backbone)
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
     shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
     _require_every_class(shots, selection)
-    labels = [selection.base.index(sample.label) for sample in shots.samples]
     zero_shot = accuracy_on_shots(backbone, shots, selection, recipe)
 
-    # W and every other parameter start from the pre-trained weights: nothing here is random but the crops and orders
-    task = methods.Task(backbone, backbone.tokenize(prompts(selection.base, recipe.template)))
     reports: list[training.StepReport] = []
-    began = time.monotonic()
 
     def on_step(report: training.StepReport) -> None:
         reports.append(report)
         progress.step(report)
 
+    progress.say(f"{method.name} on {backbone.device}, {backbone.precision}")
+    began = time.monotonic()
+    place = {name: i for i, name in enumerate(selection.base)}
+    task = methods.Task(backbone, backbone.tokenize(prompts(selection.base, recipe.template)))
     with training.deterministic():
+        labels = [place[sample.label] for sample in shots.samples]
         training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
     training_seconds = time.monotonic() - began
 
-    finetuned = {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
-    bad = next((name for name, t in finetuned.items() if t.is_floating_point() and not t.isfinite().all()), None)
-    if bad:
-        raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
+    finetuned = _copied(backbone)
+    _require_finite(finetuned)
     ensemble = interpolate(pretrained, finetuned, config.alpha)
     backbone.load_state(ensemble)
     adapted = accuracy_on_shots(backbone, shots, selection, recipe)
 
     progress.say(f"writing {target}")
+    facts = RunFacts(
+        config=_config_record(config, options, recipe, backbone, shots),
+        base=selection.base,
+        names=images.names,
+        shots=[{"path": s.source, "class": s.label, "sha256": content_hash(s.path)} for s in shots.samples],
+        steps=[asdict(report) for report in reports],
+        scale=backbone.scale.item(),
+    )
     with checkpoint.building(target) as folder:
-        _write_run(folder, config, options, recipe, images, selection, backbone, shots, reports, finetuned, ensemble)
+        write_run(folder, facts, finetuned, ensemble)
+        _prove(folder / "model.safetensors", backbone)
         seconds = time.monotonic() - started
         _write_timing(folder, target, seconds, training_seconds, sum(r.images for r in reports))
     last = reports[-1]
@@ -135,22 +141,21 @@ def _require_every_class(shots: ImageStore, selection: Selection) -> None:
         raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
 
 
-def _write_run(
-    folder: Path,
-    config: AdaptConfig,
-    options: Any,
-    recipe: Recipe,
-    images: layout.LabelledImages,
-    selection: Selection,
-    backbone: Backbone,
-    shots: ImageStore,
-    reports: Sequence[training.StepReport],
-    finetuned: dict[str, torch.Tensor],
-    ensemble: dict[str, torch.Tensor],
-) -> None:
-    source = backbone.source
-    record = {
-        "format": FORMAT,
+def _copied(backbone: Backbone) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
+
+
+def _require_finite(state: dict[str, torch.Tensor]) -> None:
+    bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if bad:
+        raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
+
+
+def _config_record(
+    config: AdaptConfig, options: Any, recipe: Recipe, backbone: Backbone, shots: ImageStore
+) -> dict[str, Any]:
+    """What config.json says: everything needed to repeat the run, nothing that differs when it is."""
+    return {
         "clipfit": __version__,
         "versions": {
             "python": platform.python_version(),
@@ -171,23 +176,8 @@ def _write_run(
         "precision": backbone.precision,
         "threads": torch.get_num_threads(),
         "skipped": shots.skipped,
-        "pretrained": asdict(source),
+        "pretrained": asdict(backbone.source),
     }
-    meta = lambda alpha: describe(  # noqa: E731
-        source, selection.base, recipe.template, config.method, backbone.scale.item(), alpha, __version__
-    )
-    checkpoint.write_json(folder / "config.json", record)
-    checkpoint.write_json(
-        folder / "classes.json", {"base": selection.base, "names": images.names, "template": recipe.template}
-    )
-    checkpoint.write_lines(
-        folder / "shots.jsonl",
-        ({"path": s.source, "class": s.label, "sha256": content_hash(s.path)} for s in shots.samples),
-    )
-    checkpoint.write_lines(folder / "metrics.jsonl", (asdict(report) for report in reports))
-    checkpoint.write_tensors(folder / "finetuned.safetensors", finetuned, meta(1.0))
-    checkpoint.write_tensors(folder / "model.safetensors", ensemble, meta(config.alpha))
-    _prove(folder / "model.safetensors", backbone)
 
 
 def _prove(path: Path, backbone: Backbone) -> None:

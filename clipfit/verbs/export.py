@@ -18,7 +18,6 @@ from clipfit.errors import ClipfitError, UsageError
 from clipfit.progress import Progress, Silent
 from clipfit.prompts import prompts
 from clipfit.run import Run, describe, open_run
-from clipfit.version import __version__
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _open_clip_folder(run: Run, backbone: Backbone, alpha: float, folder: Path) 
     """What `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads, and clipfit with --model local-dir:."""
     state, source = backbone.state(), backbone.source
     checkpoint.require_room(folder, backbone.bytes)
-    about = describe(source, run.base, run.template, run.method, backbone.scale.item(), alpha, __version__)
+    about = describe(run.config, run.base, backbone.scale.item(), alpha)
     checkpoint.write_tensors(folder / "open_clip_model.safetensors", state, about)
     checkpoint.write_json(
         folder / "open_clip_config.json", {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg}
