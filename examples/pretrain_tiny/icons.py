@@ -38,15 +38,19 @@ class Icons:
 
 
 class Sampler:
-    """Draws a concept (rarer ones nearly as often), then a set that draws it, then one of its pictures."""
+    """Draws a concept (rarer ones nearly as often), then a set that draws it, then one of its pictures.
 
-    def __init__(self, icons: Icons):
+    A coloured set counts `colour` times: most sets have one colour.
+    """
+
+    def __init__(self, icons: Icons, colour: int = 1):
         by_concept: dict[str, dict[str, list[int]]] = collections.defaultdict(lambda: collections.defaultdict(list))
         for i, (prefix, concept) in enumerate(zip(icons.sets, icons.concepts, strict=True)):
             by_concept[concept][prefix].append(i)
         self.vocabulary = sorted(by_concept)
-        self.pictures = [list(by_concept[c].values()) for c in self.vocabulary]
-        self.weights = torch.tensor([len(sets) for sets in self.pictures]).float() ** 0.5
+        self.weights = torch.tensor([len(by_concept[c]) for c in self.vocabulary]).float() ** 0.5
+        times = lambda pictures: colour if pictures[0] >= len(icons.mono) else 1  # noqa: E731
+        self.pictures = [[p for p in by_concept[c].values() for _ in range(times(p))] for c in self.vocabulary]
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """→ picture indices (n,), concept indices (n,)."""

@@ -145,7 +145,7 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
 def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
     """Both towers, every token: softmax over the batch's concepts and as many others, still leaning on the teacher."""
     icons, held = Icons(data / "train"), Icons(data / "held")
-    sampler = Sampler(icons)
+    sampler = Sampler(icons, colour=3)
     teacher = load_teacher(out, sampler.vocabulary)
     text, scale = teacher.text(), teacher.log_scale.exp()
     clip = build()
