@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich takes longer to draw it than everything else together
 )
 app.command("adapt")(reporting(adapt.command))
 app.command("evaluate")(reporting(evaluate.command))

@@ -10,7 +10,6 @@ import typer
 from clipfit.cli.common import print_json
 
 ARG, OPT = typer.Argument, typer.Option
-RECIPE, DATA, MODEL = "Recipe (default: the model's own, else the paper's)", "Data", "Model and machine"
 
 
 def command(
@@ -21,43 +20,33 @@ def command(
     overwrite: Annotated[bool, OPT("--overwrite", help="Replace a run that exists.")] = False,
     as_json: Annotated[bool, OPT("--json", help="One JSON document on stdout.")] = False,
     shots_per_class: Annotated[
-        int | None, OPT("--shots", help="Draw so many images a class; the others are held out.", rich_help_panel=DATA)
+        int | None, OPT("--shots", help="Draw so many images a class; the others are held out.")
     ] = None,
-    classes: Annotated[
-        Path | None, OPT(help="Class names: folder<TAB>name a line, or JSON.", rich_help_panel=DATA)
-    ] = None,
-    image_root: Annotated[
-        Path | None, OPT(help="Where paths in a manifest or split file start.", rich_help_panel=DATA)
-    ] = None,
+    classes: Annotated[Path | None, OPT(help="Class names: folder<TAB>name a line, or JSON.")] = None,
+    image_root: Annotated[Path | None, OPT(help="Where paths in a manifest or split file start.")] = None,
     skip_bad_images: Annotated[
-        bool, OPT("--skip-bad-images", help="Leave out what cannot be read, and count it.", rich_help_panel=DATA)
+        bool, OPT("--skip-bad-images", help="Leave out what cannot be read, and count it.")
     ] = False,
-    cache_gib: Annotated[float, OPT(min=0, help="Memory for decoded shots, GiB.", rich_help_panel=DATA)] = 2.0,
-    model: Annotated[
-        str, OPT(help="clipfit-tiny, an open_clip name, or local-dir:FOLDER.", rich_help_panel=MODEL)
-    ] = "ViT-B-16",
+    cache_gib: Annotated[float, OPT(min=0, help="Memory for decoded shots, GiB.")] = 2.0,
+    model: Annotated[str, OPT(help="clipfit-tiny, an open_clip name, or local-dir:FOLDER.")] = "ViT-B-16",
     pretrained: Annotated[
         str | None,
-        OPT(help="A tag of open_clip's, or a local weight file.  [default: openai]", rich_help_panel=MODEL),
+        OPT(help="A tag of open_clip's, or a local weight file.  [default: openai]"),
     ] = None,
-    device: Annotated[str, OPT(help="auto, cpu, cuda, cuda:1, …", rich_help_panel=MODEL)] = "auto",
-    precision: Annotated[
-        str, OPT(help="auto, fp32 or bf16; auto is bf16 on GPUs that are fast at it.", rich_help_panel=MODEL)
-    ] = "auto",
-    seed: Annotated[int, OPT(help="Of the draw, the order and the crops.", rich_help_panel=MODEL)] = 0,
-    template: Annotated[str | None, OPT(help='Default: "a photo of a {}".', rich_help_panel=RECIPE)] = None,
-    learning_rate: Annotated[float | None, OPT(help="Paper: 5e-6.", rich_help_panel=RECIPE)] = None,
-    weight_decay: Annotated[float | None, OPT(help="0.1.", rich_help_panel=RECIPE)] = None,
-    epochs: Annotated[int | None, OPT(help="Paper: 20.", rich_help_panel=RECIPE)] = None,
-    batch_size: Annotated[int | None, OPT(help="Paper: 32.", rich_help_panel=RECIPE)] = None,
-    crop_scale: Annotated[
-        tuple[float, float] | None, OPT(help="Share of the area that a random crop shows.", rich_help_panel=RECIPE)
-    ] = None,
-    scl_weight: Annotated[float | None, OPT(help="cite: λ, paper 0.7.", rich_help_panel=RECIPE)] = None,
-    vld_weight: Annotated[float | None, OPT(help="cite: η, paper 0.1.", rich_help_panel=RECIPE)] = None,
+    device: Annotated[str, OPT(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    precision: Annotated[str, OPT(help="auto, fp32 or bf16; auto is bf16 on GPUs that are fast at it.")] = "auto",
+    seed: Annotated[int, OPT(help="Of the draw, the order and the crops.")] = 0,
+    template: Annotated[str | None, OPT(help='Default: "a photo of a {}".')] = None,
+    learning_rate: Annotated[float | None, OPT(help="[default: the model's own, else the paper's 5e-6]")] = None,
+    weight_decay: Annotated[float | None, OPT(help="[default: the model's own, else 0.1]")] = None,
+    epochs: Annotated[int | None, OPT(help="[default: the model's own, else the paper's 20]")] = None,
+    batch_size: Annotated[int | None, OPT(help="[default: the model's own, else the paper's 32]")] = None,
+    crop_scale: Annotated[tuple[float, float] | None, OPT(help="Share of the area that a random crop shows.")] = None,
+    scl_weight: Annotated[float | None, OPT(help="cite: λ, paper 0.7.")] = None,
+    vld_weight: Annotated[float | None, OPT(help="cite: η, paper 0.1.")] = None,
     literal_scl: Annotated[
         bool | None,
-        OPT("--literal-scl", help="cite: eq. 4 as printed, positive pair left out.", rich_help_panel=RECIPE),
+        OPT("--literal-scl", help="cite: eq. 4 as printed, positive pair left out."),
     ] = None,
 ) -> None:
     """Fine-tune CLIP on labelled images and write a run: fine-tuned weights, and the ensemble at alpha."""
