@@ -43,17 +43,15 @@ class Results:
 
     def __init__(self, folder: Path, model: str):
         self.folder, self.model = folder, model
-        self.sha = load(model).source.sha256
-        self.adapt_defaults = load(model).source.adapt_defaults
+        self.source = load(model).source
         files = {m: folder / f"{m}.json" for m in METHODS}
         self.rows: dict[str, dict[str, Figures]] = {
             m: json.loads(f.read_text()) if f.exists() else {} for m, f in files.items()
         }
 
     def measure(self, task: Path, method: str, recipe: dict[str, Any], seed: int) -> Figures:
-        own = self.adapt_defaults
-        full = Recipe().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(method, {})).changed(recipe)
-        key = json.dumps([self.sha[:12], task.name, method, str(full), seed])
+        full = Recipe.resolved(self.source.adapt_defaults, method, recipe)
+        key = json.dumps([self.source.sha256[:12], task.name, method, str(full), seed])
         rows = self.rows[method]
         if key not in rows:
             with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,11 @@ class Recipe:
             raise UsageError(f"unknown recipe settings {unknown}; there are {sorted(asdict(self))}.")
         return replace(self, **given)
 
+    @classmethod
+    def resolved(cls, own: Mapping[str, Any], method: str, given: Mapping[str, Any]) -> Recipe:
+        """The paper's values, then a model's own (Source.adapt_defaults), its own for this method, then the given."""
+        return cls().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(method, {})).changed(given)
+
 
 @dataclass(frozen=True)
 class AdaptConfig:

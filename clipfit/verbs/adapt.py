@@ -68,7 +68,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     progress.say(f"loading {config.model}")
     backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
     backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
-    recipe = _recipe(config, backbone)
+    recipe = Recipe.resolved(backbone.source.adapt_defaults, method.name, config.recipe)
     checkpoint.require_room(target.parent, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = _copied(backbone)
 
@@ -86,9 +86,9 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     progress.say(f"{method.name} on {backbone.device}, {backbone.precision}")
     began = time.monotonic()
     place = {name: i for i, name in enumerate(selection.base)}
+    labels = [place[sample.label] for sample in shots.samples]
     task = methods.Task(backbone, backbone.tokenize(prompts(selection.base, recipe.template)))
     with training.deterministic():
-        labels = [place[sample.label] for sample in shots.samples]
         training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
     training_seconds = time.monotonic() - began
 
@@ -125,13 +125,6 @@ def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selectio
     t = protocols.text_embeddings(backbone, selection.base, recipe.template)
     names = protocols.best_names(u, t, selection.base)
     return accuracy(names, [sample.label for sample in shots.samples]).value
-
-
-def _recipe(config: AdaptConfig, backbone: Backbone) -> Recipe:
-    """The paper's values, then the model's own, then its own for this method, then what the caller asked for."""
-    own = backbone.source.adapt_defaults
-    recipe = Recipe().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(config.method, {}))
-    return recipe.changed(config.recipe)
 
 
 def _require_every_class(shots: ImageStore, selection: Selection) -> None:

@@ -128,7 +128,8 @@ def _measure(
     labels = [sample.label for sample in images.samples]
 
     def within(names: Sequence[str]) -> Accuracy | None:
-        own = [i for i, label in enumerate(labels) if label in set(names)]
+        wanted = set(names)
+        own = [i for i, label in enumerate(labels) if label in wanted]
         if not own:
             return None
         t = protocols.text_embeddings(backbone, names, run.template)
@@ -137,12 +138,12 @@ def _measure(
     union = [*run.base, *new]
     union_names = protocols.best_names(u, protocols.text_embeddings(backbone, union, run.template), union)
     agreement = sum(a == b for a, b in zip(union_names, zero_shot or union_names, strict=True)) / len(union_names)
-    has_both = bool(new) and within(new) is not None
+    new_accuracy = within(new)
     row = AlphaResult(
         alpha,
         base=within(run.base),
-        new=within(new) if new else None,
-        union=accuracy(union_names, labels) if has_both else None,
+        new=new_accuracy,
+        union=accuracy(union_names, labels) if new_accuracy else None,
         agreement=agreement,
     )
     return row, union_names

@@ -1,14 +1,14 @@
 """One resumable optimisation loop for every stage of the recipe.
 
 Step k draws its batch from a generator seeded by (stage, k), so a run that was interrupted goes on exactly where it
-was. Checkpoints are safetensors: weights, the optimisers' moments, and the history as JSON in the metadata.
+was. Checkpoints are safetensors: weights, AdamW's moments, and the history as JSON in the metadata.
 """
 
 import json
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -22,18 +22,17 @@ SAVE_EVERY = 120  # seconds
 def run(
     name: str,
     module: nn.Module,
-    optimisers: list[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     loss_of: Callable[[torch.Generator], tuple[torch.Tensor, dict[str, float]]],
     steps: int,
     out: Path,
     warmup: int = 200,
     check: Callable[[], str] | None = None,
 ) -> None:
-    """Minimise loss_of over the optimisers' parameters; their learning rates are peaks, cosine to zero."""
+    """Minimise loss_of over the optimiser's parameters; its learning rates are peaks, cosine to zero."""
     path = out / f"{name}.safetensors"
-    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
-    peaks = [group["lr"] for group in groups]
-    first, history = load(path, module, optimisers) if path.exists() else (0, {"seconds": 0.0})
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    first, history = load(path, module, optimiser) if path.exists() else (0, {"seconds": 0.0})
     print(f"{name}: from step {first} of {steps}", flush=True)
     started = last_saved = time.monotonic()
     before = history["seconds"]
@@ -41,14 +40,13 @@ def run(
     for step in range(first, steps):
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) * 2**24 + step)
         rate = min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group, peak in zip(groups, peaks, strict=True):
+        for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * rate
         loss, shown = loss_of(generator)
-        module.zero_grad(set_to_none=True)
+        optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], 1.0)
-        for optimiser in optimisers:
-            optimiser.step()
+        nn.utils.clip_grad_norm_(moving(optimiser), 1.0)
+        optimiser.step()
         for key, value in shown.items():
             mean[key] = 0.98 * mean.get(key, value) + 0.02 * value
         now = time.monotonic()
@@ -58,15 +56,15 @@ def run(
             text = " ".join(f"{k} {v:.4f}" for k, v in mean.items())
             print(f"{name} {step + 1}/{steps} {text} | {pace * 1000:.0f} ms a step", flush=True)
         if now - last_saved > SAVE_EVERY or step + 1 == steps:
-            save(path, module, optimisers, {"step": step + 1, **history, "mean": mean})
+            save(path, module, optimiser, {"step": step + 1, **history, "mean": mean})
             last_saved = now
         if check and ((step + 1) % 1000 == 0 or step + 1 == steps):
             print(f"{name} {step + 1}: {check()}", flush=True)
 
 
-def save(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer], history: dict) -> None:
+def save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, history: dict) -> None:
     tensors = {f"model.{k}": v.contiguous() for k, v in module.state_dict().items()}
-    for i, (optimiser, parameter) in enumerate(moving(optimisers)):
+    for i, parameter in enumerate(moving(optimiser)):
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser.{i}.{key}"] = value.contiguous()
     part = path.with_suffix(".part")
@@ -74,10 +72,10 @@ def save(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer],
     part.rename(path)
 
 
-def load(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer]) -> tuple[int, dict]:
+def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, dict]:
+    module.load_state_dict(weights(path))
     tensors = load_file(path)
-    module.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for i, (optimiser, parameter) in enumerate(moving(optimisers)):
+    for i, parameter in enumerate(moving(optimiser)):
         mine = {k.rsplit(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"optimiser.{i}.")}
         if mine:
             optimiser.state[parameter] = mine
@@ -86,10 +84,25 @@ def load(path: Path, module: nn.Module, optimisers: list[torch.optim.Optimizer])
     return history["step"], {"seconds": history["seconds"]}
 
 
-def moving(optimisers: list[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, torch.Tensor]]:
-    """Every parameter with the optimiser that moves it, in a fixed order."""
-    return [(o, p) for o in optimisers for g in o.param_groups for p in g["params"]]
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a stage's checkpoint, without the optimiser's state."""
+    return {k.removeprefix("model."): v for k, v in load_file(path).items() if k.startswith("model.")}
+
+
+def moving(optimiser: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Every parameter that the optimiser moves, in a fixed order."""
+    return [p for g in optimiser.param_groups for p in g["params"]]
+
+
+def decayed(parameters: Iterable[nn.Parameter], rate: float) -> list[dict]:
+    """Matrices with weight decay; vectors and scalars without."""
+    parameters = list(parameters)
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "lr": rate},
+        {"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+    ]
 
 
 def adamw(groups: list[dict]) -> torch.optim.Optimizer:
+    """AdamW as every stage uses it; a group may have its own decay."""
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.05, fused=True)

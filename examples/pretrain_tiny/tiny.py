@@ -74,9 +74,8 @@ class VisionPart(nn.Module):
         tokens = v.transformer(v.ln_pre(torch.cat([first, patches], 1)))
         return F.normalize(v.ln_post(tokens[:, 0]) @ v.proj, dim=1)
 
-    def grow_from(self, stored: dict[str, torch.Tensor]) -> None:
+    def grow_from(self, weights: dict[str, torch.Tensor]) -> None:
         """Start from weights trained at 32 px: positions are interpolated, a patch sees the same share of pixels."""
-        weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
         positions = weights["visual.positional_embedding"]
         grid = positions[1:].T.reshape(1, -1, 4, 4)
         grid = F.interpolate(grid, size=(8, 8), mode="bicubic", align_corners=False).flatten(2)[0].T

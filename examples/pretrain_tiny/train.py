@@ -58,13 +58,12 @@ def train_teacher(data: Path, out: Path, steps: int, batch: int) -> None:
         model.train()
         return shown
 
-    loop.run("teacher", model, [loop.adamw(groups)], loss_of, steps, out, check=check)
+    loop.run("teacher", model, loop.adamw(groups), loss_of, steps, out, check=check)
 
 
 def load_teacher(out: Path, vocabulary: list[str]) -> Teacher:
     teacher = Teacher(vocabulary)
-    stored = loop.load_file(out / "teacher.safetensors")
-    teacher.load_state_dict({k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")})
+    teacher.load_state_dict(loop.weights(out / "teacher.safetensors"))
     return teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
@@ -95,11 +94,7 @@ def train_text(data: Path, out: Path, steps: int, batch: int) -> None:
         away = 1 - (t * targets).sum(1).mean()
         return contrast + 10 * away, {"contrast": contrast.item(), "away": away.item()}
 
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 1e-3},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "lr": 1e-3, "weight_decay": 0.0},
-    ]
-    loop.run("text", model, [loop.adamw(groups)], loss_of, steps, out)
+    loop.run("text", model, loop.adamw(loop.decayed(model.parameters(), 1e-3)), loss_of, steps, out)
 
 
 def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens: int) -> None:
@@ -115,7 +110,7 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
     if side == 64:
         earlier = out / "image32.safetensors"
         if earlier.exists():
-            model.grow_from(loop.load_file(earlier))
+            model.grow_from(loop.weights(earlier))
 
     def loss_of(generator: torch.Generator):
         at, labels = sampler.draw(batch, generator)
@@ -135,11 +130,7 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
         classes = text[[sampler.vocabulary.index(c) for c in CLASSES]]
         return zero_shot(lambda x: model(F.avg_pool2d(x, 2) if side == 32 else x, 64), classes, held)
 
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": 1e-3},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "lr": 1e-3, "weight_decay": 0.0},
-    ]
-    loop.run(name, model, [loop.adamw(groups)], loss_of, steps, out, check=check)
+    loop.run(name, model, loop.adamw(loop.decayed(model.parameters(), 1e-3)), loss_of, steps, out, check=check)
 
 
 def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
@@ -175,17 +166,14 @@ def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
             classes = captions([f"a photo of a {c}" for c in CLASSES])
         return zero_shot(lambda x: vision(x, 64), classes, held)
 
-    groups = [
-        {"params": [p for p in clip.parameters() if p.ndim > 1], "lr": 4e-4},
-        {"params": [p for p in clip.parameters() if p.ndim <= 1], "lr": 4e-4, "weight_decay": 0.0},
-    ]
-    loop.run("settle", clip, [loop.adamw(groups)], loss_of, steps, out, warmup=50, check=check)
+    loop.run(
+        "settle", clip, loop.adamw(loop.decayed(clip.parameters(), 4e-4)), loss_of, steps, out, warmup=50, check=check
+    )
 
 
 def towers(out: Path) -> dict[str, torch.Tensor]:
     """The text tower and the vision tower of their own stages, under open_clip's names."""
-    stored = [loop.load_file(out / f"{name}.safetensors") for name in ("text", "image")]
-    return {k.removeprefix("model."): v for part in stored for k, v in part.items() if k.startswith("model.")}
+    return {**loop.weights(out / "text.safetensors"), **loop.weights(out / "image.safetensors")}
 
 
 def main() -> None:

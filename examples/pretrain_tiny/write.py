@@ -17,8 +17,7 @@ LIMIT = 25_000_000  # bytes on disk
 
 
 def main(out: Path, renders: Path, data: Path) -> None:
-    stored = loop.load_file(out / "settle.safetensors")
-    state = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
+    state = loop.weights(out / "settle.safetensors")
     target = CONFIG.with_name("open_clip_model.safetensors")
     save_file({k: v.to(torch.float16).contiguous() for k, v in state.items()}, target)
     target.chmod(0o644)
