@@ -13,17 +13,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipfit.config import AdaptConfig, EvaluateConfig, ExportConfig, Recipe
+    from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExportConfig, Recipe
     from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
     from clipfit.verbs.adapt import AdaptResult, adapt
+    from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
     from clipfit.verbs.export import ExportResult, export
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
+    "episodes": "verbs.episodes", "EpisodeReport": "verbs.episodes",
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
     "export": "verbs.export", "ExportResult": "verbs.export",
-    "AdaptConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config", "Recipe": "config",
+    "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
+    "Recipe": "config",
     "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
     "UsageError": "errors",
 }  # fmt: skip
@@ -33,6 +36,8 @@ __all__ = [
     "AdaptResult",
     "ClipfitError",
     "DataError",
+    "EpisodeReport",
+    "EpisodesConfig",
     "EvaluateConfig",
     "Evaluation",
     "ExportConfig",
@@ -42,6 +47,7 @@ __all__ = [
     "Recipe",
     "UsageError",
     "adapt",
+    "episodes",
     "evaluate",
     "export",
 ]

@@ -5,28 +5,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import functools
 import hashlib
 import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer, text_global_pool
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from clipfit.errors import ModelError, UsageError
+from clipfit.token_edits import EditSettings, TokenEdits, invert_head
 
 LOCAL_DIR = "local-dir:"
 DEFAULT_TAG = "openai"
 TINY = "clipfit-tiny"
 TINY_FOLDER = Path(__file__).parent / "assets" / TINY
+ADDED = "clipfit."  # before the names of tensors that open_clip's CLIP does not have
 OFFLINE_HELP = (
     "without a network use --model clipfit-tiny (ships with clipfit), --model local-dir:FOLDER "
     "(an open_clip_config.json beside its weights) or --pretrained FILE.safetensors"
@@ -45,10 +49,31 @@ class Source:
     adapt_defaults: Mapping[str, Any] = field(default_factory=dict)  # the model's own recipe, see config.Recipe
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What a model has beyond open_clip's CLIP: edits of patch tokens (ATHA), and learnt vectors for context words.
+
+    context: the words before the class name, in whose embeddings' place the vectors stand.
+    """
+
+    edits: EditSettings | None = None
+    context: str | None = None
+
+
+class Texts(NamedTuple):
+    """Class texts, read once: unit-norm embeddings t (C, D); class tokens z (C, V) where patch tokens are edited."""
+
+    embeddings: torch.Tensor
+    class_tokens: torch.Tensor | None
+
+
 class Backbone:
     """A CLIP of open_clip's `CLIP` class (ViT or ResNet), in evaluation mode, with what belongs to it.
 
     The model stays in evaluation mode during adaptation too: dropout off, batch-norm statistics as pre-trained.
+
+    With `edits` attached (ATHA) the features of an image depend on the class texts it is compared with: they are
+    encoded with the class tokens of exactly those texts, and never cached across sets of classes.
     """
 
     def __init__(self, model: open_clip.CLIP, source: Source, device: torch.device):
@@ -56,6 +81,9 @@ class Backbone:
         self.source = source
         self.device = device
         self.precision = "fp32"  # of the towers; embeddings and losses are float32 always
+        self.edits: TokenEdits | None = None
+        self.context: torch.nn.Parameter | None = None  # (words, text width)
+        self.additions = Additions()
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
         self._tokenizer = _tokenizer(source)
         self._geometry = _geometry(source)
@@ -78,22 +106,81 @@ class Backbone:
         return sum(t.numel() * t.element_size() for t in self.state().values())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """θ: parameters and buffers by open_clip's names, detached, not copied."""
-        return {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        """θ: parameters and buffers by open_clip's names, then what is attached; detached, not copied."""
+        return {name: tensor.detach() for name, tensor in {**self.model.state_dict(), **self._added()}.items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set θ.
 
         Raises:
-            ModelError: the names or shapes are not this architecture's.
+            ModelError: the names or shapes are not those of this architecture with what is attached to it.
         """
+        added = self._added()
         try:
-            self.model.load_state_dict(dict(state))
+            found = {name for name in state if name.startswith(ADDED)}
+            if found != added.keys():
+                raise RuntimeError(f"expected beside open_clip's tensors {sorted(added)}, found {sorted(found)}")
+            self.model.load_state_dict({name: t for name, t in state.items() if name not in added})
+            with torch.no_grad():
+                for name, tensor in added.items():
+                    tensor.copy_(state[name])
         except RuntimeError as error:
             raise ModelError(f"the weights do not fit {self.source.model}: {_first_line(error)}.") from error
 
+    def _added(self) -> dict[str, torch.Tensor]:
+        added = dict(self.edits.state_dict(prefix=ADDED)) if self.edits else {}
+        return added if self.context is None else {**added, f"{ADDED}context": self.context}
+
+    def attach(self, additions: Additions) -> None:
+        """From now on edit patch tokens and read context vectors; both so that nothing changes before they are trained.
+
+        Raises:
+            ModelError: the image tower is not open_clip's own vision transformer, or pools in another way.
+            UsageError: the settings name a block that the model does not have, or there are no context words.
+        """
+        if additions.edits:
+            visual = self.model.visual
+            if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+                raise ModelError(
+                    "token editing needs the patch tokens and the linear head of open_clip's vision transformer, but "
+                    f"the image tower of {self.source.model} is {_kind(visual)}: take a ViT, or another --method."
+                )
+            blocks = len(visual.transformer.resblocks)
+            placed = additions.edits.placed(blocks, len(self.model.transformer.resblocks))
+            self.edits = TokenEdits(placed, blocks).to(self.device)
+            additions = replace(additions, edits=placed)
+        if additions.context is not None:
+            self.context = torch.nn.Parameter(self._word_embeddings(additions.context).clone())
+        self.additions = additions
+
+    def _word_embeddings(self, words: str) -> torch.Tensor:
+        """The pre-trained embeddings of words that a text begins with: (tokens, text width)."""
+        tokens = self.tokenize([words])[0]
+        count = int(self._ends(tokens[None])) - 1  # between start and end of the text
+        if count < 1:
+            raise UsageError("context vectors stand for words before the class name, but the template has none there.")
+        embeddings: torch.Tensor = self.model.token_embedding(tokens[1 : 1 + count]).detach()
+        return embeddings
+
+    def require_plain(self, what: str) -> None:
+        """Take off again what is attached, for what can only hold a plain CLIP.
+
+        Raises:
+            UsageError: it is in effect: without it this would be another model.
+        """
+        edited = self.edits is not None and any(bool(strengths.any()) for strengths in self.edits.parameters())
+        learnt = self.context is not None and not torch.equal(
+            self.context, self._word_embeddings(str(self.additions.context))
+        )
+        if edited or learnt:
+            raise UsageError(
+                f"{what} cannot hold {'edits of patch tokens' if edited else 'context vectors'}, and without them it "
+                "would be another model: use the run itself, or --alpha 0."
+            )
+        self.edits, self.context, self.additions = None, None, Additions()
+
     def frozen_copy(self) -> Backbone:
-        """An independent copy whose weights never get a gradient."""
+        """An independent copy of the plain CLIP, nothing attached, whose weights never get a gradient."""
         model = copy.deepcopy(self.model)
         model.requires_grad_(False)
         copied = Backbone(model, self.source, self.device)
@@ -105,38 +192,104 @@ class Backbone:
         tokens: torch.Tensor = self._tokenizer(list(texts))
         return tokens.to(self.device)
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised images (B, 3, H, W) → unit-norm embeddings u (B, D), float32."""
-        with self._autocast():
+    def encode_image(self, images: torch.Tensor, class_tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) → unit-norm embeddings u (B, D), float32.
+
+        Args:
+            class_tokens: (C, V), of the texts that the images are compared with; needed where tokens are edited.
+        """
+        if (class_tokens is None) != (self.edits is None):
+            raise ValueError("class tokens belong to a model that edits patch tokens, and only to it")
+        with self._autocast(), self._editing(class_tokens):
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, context length) → unit-norm embeddings t (n, D), float32.
+        """Token ids (n, context length) → unit-norm embeddings t (n, D), float32."""
+        return self.read(tokens).embeddings
+
+    def read(self, tokens: torch.Tensor) -> Texts:
+        """Token ids (C, context length) → what the images need of these texts, by one pass through the text tower."""
+        with self._autocast():
+            features, *inner = self._text_features(tokens)
+        t = F.normalize(features.float(), dim=1)
+        return Texts(t, self._class_tokens(inner[0].float()) if inner else None)
+
+    def encode(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, H, W) and the texts (C, context length) they are compared with → u (B, D), t (C, D)."""
+        texts = self.read(tokens)
+        return self.encode_image(images, texts.class_tokens), texts.embeddings
+
+    def _text_features(self, tokens: torch.Tensor) -> list[torch.Tensor]:
+        """Text features (n, D) of the last block, then, where tokens are edited, of the intermediate one.
 
         Under a causal mask nothing behind the end-of-text token can change its features, so the sequence is cut
         behind the longest one; exact, and several times faster for class names. open_clip's `encode_text` refuses a
         shorter sequence, hence these lines.
         """
-        with self._autocast():
-            features = self._cut_text_features(tokens)
-        return F.normalize(features.float(), dim=1)
-
-    def _cut_text_features(self, tokens: torch.Tensor) -> torch.Tensor:
         m = self.model
-        if m.attn_mask is None or m.text_pool_type not in ("argmax", "eos"):
-            features: torch.Tensor = m.encode_text(tokens)
+        if m.attn_mask is not None and m.text_pool_type in ("argmax", "eos"):
+            tokens = tokens[:, : int(self._ends(tokens).max()) + 1]
+        length, dtype = tokens.shape[1], m.transformer.get_cast_dtype()
+        mask = None if m.attn_mask is None else m.attn_mask[:length, :length]
+        x = m.token_embedding(tokens).to(dtype)  # (n, length, width)
+        if self.context is not None:
+            words = self.context.to(dtype).expand(len(x), -1, -1)
+            x = torch.cat([x[:, :1], words, x[:, 1 + words.shape[1] :]], 1)
+        x = x + m.positional_embedding[:length].to(dtype)
+        if self.edits is None:
+            outputs = [m.transformer(x, attn_mask=mask)]  # (n, length, width)
+        else:
+            last, inner = m.transformer.forward_intermediates(
+                x, attn_mask=mask, indices=[self.edits.settings.text_block]
+            )
+            outputs = [last, *inner]
+        return [
+            self._project(text_global_pool(m.ln_final(h), tokens, m.text_pool_type, m.text_eos_id)) for h in outputs
+        ]
+
+    def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Where the first end-of-text of each row stands: (n,)."""
+        eos = self.model.text_eos_id if self.model.text_pool_type == "eos" else tokens.amax(1, keepdim=True)
+        return (tokens == eos).int().argmax(1)
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        projection = self.model.text_projection
+        if projection is None:
             return features
-        is_end = tokens == (m.text_eos_id if m.text_pool_type == "eos" else tokens.amax(1, keepdim=True))
-        ends = is_end.int().argmax(1)  # (n,) the first end-of-text
-        length = int(ends.max()) + 1
-        dtype = m.transformer.get_cast_dtype()
-        x = m.token_embedding(tokens[:, :length]).to(dtype) + m.positional_embedding[:length].to(dtype)
-        x = m.ln_final(m.transformer(x, attn_mask=m.attn_mask[:length, :length]))  # (n, length, width)
-        x = x[torch.arange(len(x), device=x.device), ends]  # (n, width)
-        if m.text_projection is None:
-            return x
-        return m.text_projection(x) if isinstance(m.text_projection, torch.nn.Linear) else x @ m.text_projection
+        out: torch.Tensor = projection(features) if isinstance(projection, torch.nn.Linear) else features @ projection
+        return out
+
+    def _class_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Text features (C, D) → class tokens z (C, V), by the vision head of this forward pass."""
+        assert self.edits is not None
+        head = self.model.visual
+        with torch.autocast(self.device.type, enabled=False):
+            return invert_head(
+                features, head.proj, head.ln_post.weight, head.ln_post.bias, self.edits.settings.class_token_inverse
+            )
+
+    @contextlib.contextmanager
+    def _editing(self, class_tokens: torch.Tensor | None) -> Iterator[None]:
+        """Edit the patch tokens before every block of the vision transformer; the class token stays as it is."""
+        if class_tokens is None:
+            yield
+            return
+        handles = [
+            block.register_forward_pre_hook(functools.partial(self._edit, number, class_tokens))
+            for number, block in enumerate(self.model.visual.transformer.resblocks)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _edit(self, block: int, class_tokens: torch.Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        assert self.edits is not None
+        x, *rest = args  # (B, 1 + L, V)
+        patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
+        return (torch.cat([x[:, :1], patches], 1), *rest)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "bf16":
@@ -211,11 +364,18 @@ def load(model: str, pretrained: str | None = None, device: torch.device | str =
     return Backbone(loaded, source, torch.device(device))
 
 
-def rebuild(source: Source, state: Mapping[str, torch.Tensor], device: torch.device | str = "cpu") -> Backbone:
+def rebuild(
+    source: Source,
+    state: Mapping[str, torch.Tensor],
+    additions: Additions | None = None,
+    device: torch.device | str = "cpu",
+) -> Backbone:
     """A backbone from recorded facts and weights, without the pre-trained ones."""
     with _quiet():
         model = open_clip.CLIP(**copy.deepcopy(dict(source.model_cfg)))
     backbone = Backbone(model, source, torch.device(device))
+    if additions:
+        backbone.attach(additions)
     backbone.load_state(state)
     return backbone
 
@@ -316,6 +476,12 @@ def _tokenizer(source: Source) -> Any:
                 raise ModelError(f"the tokenizer of {source.model} cannot be had ({_first_line(error)}).") from error
     context = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     return open_clip.SimpleTokenizer(context_length=context, **(text.get("tokenizer_kwargs") or {}))
+
+
+def _kind(visual: torch.nn.Module) -> str:
+    trunk = getattr(visual, "trunk", visual)
+    pooled = " with attentional pooling" if isinstance(visual, VisionTransformer) else ""
+    return f"a {type(trunk).__name__}{pooled}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from clipfit.errors import UsageError
 
 DEFAULT_TEMPLATE = "a photo of a {}"
 PRECISIONS = ("auto", "fp32", "bf16")
+TUNINGS = ("full", "lora")
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,15 @@ class Recipe:
         return replace(self, **given)
 
     @classmethod
-    def resolved(cls, own: Mapping[str, Any], method: str, given: Mapping[str, Any]) -> Recipe:
-        """The paper's values, then a model's own (Source.adapt_defaults), its own for this method, then the given."""
-        return cls().changed(own.get("recipe", {})).changed(own.get("methods", {}).get(method, {})).changed(given)
+    def resolved(
+        cls, own: Mapping[str, Any], method: str, given: Mapping[str, Any], lora: Mapping[str, Any] | None = None
+    ) -> Recipe:
+        """The paper's values, then a model's own (Source.adapt_defaults), its own for this method, then the given.
+
+        `lora`: the method's settings under low-rank tuning, which stand in place of a model's own for full fine-tuning.
+        """
+        usual, key = (own.get("recipe", {}), method) if lora is None else (lora, f"{method}+lora")
+        return cls().changed(usual).changed(own.get("methods", {}).get(key, {})).changed(given)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ class AdaptConfig:
     overwrite: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    tuning: str = "full"
+    context: bool = False  # learn vectors in place of the template's words before the class name
+    lora: Mapping[str, Any] = field(default_factory=dict)  # rank, alpha, dropout where they differ from the method's
 
     def __post_init__(self) -> None:
         _require(0 <= self.alpha <= 1, "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", self.alpha)
@@ -83,6 +93,9 @@ class AdaptConfig:
         _require(self.cache_bytes >= 0, "the image cache cannot be negative", self.cache_bytes)
         _require(0 <= self.seed < 2**63, "the seed must be a non-negative 63-bit integer", self.seed)
         _require(self.precision in PRECISIONS, f"the precision must be one of {', '.join(PRECISIONS)}", self.precision)
+        _require(self.tuning in TUNINGS, f"the tuning must be one of {', '.join(TUNINGS)}", self.tuning)
+        if self.tuning == "full" and any(value is not None for value in self.lora.values()):
+            raise UsageError("rank, alpha and dropout of LoRA belong to --tuning lora, but the tuning is full.")
         Recipe().changed(self.recipe)  # so that a wrong setting is reported before a model is loaded
 
 
@@ -105,6 +118,41 @@ class EvaluateConfig:
         for alpha in self.alphas or ():
             _require(0 <= alpha <= 1, "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", alpha)
         _require(self.batch_size >= 1, "the batch size must be at least 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class EpisodesConfig:
+    """Everything `evaluate --episodes` is told. `part`: (k, n), this process takes every n-th episode from the k-th."""
+
+    data: Path
+    output: Path
+    contenders: tuple[str, ...]
+    model: str = "ViT-B-16"
+    pretrained: str | None = None
+    episodes: int = 100
+    way: int = 5
+    shots: tuple[int, ...] = (1, 5)
+    query: int = 15
+    alphas: tuple[float, ...] = (0.5, 1.0)
+    seed: int = 0
+    part: tuple[int, int] = (1, 1)
+    classes: Path | None = None
+    image_root: Path | None = None
+    skip_bad_images: bool = False
+    batch_size: int = 128
+    cache_bytes: int = 2 * 2**30
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        _require(self.episodes >= 1, "there must be at least 1 episode", self.episodes)
+        _require(self.way >= 2, "an episode needs at least 2 classes", self.way)
+        _require(bool(self.shots) and min(self.shots) >= 1, "--shots must be at least 1", self.shots)
+        _require(self.query >= 1, "--query must be at least 1", self.query)
+        _require(1 <= self.part[0] <= self.part[1], "--part is k/n with 1 ≤ k ≤ n", self.part)
+        _require(0 <= self.seed < 2**40, "the seed must be a non-negative 40-bit integer", self.seed)
+        for alpha in self.alphas:
+            _require(0 <= alpha <= 1, "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", alpha)
 
 
 @dataclass(frozen=True)
@@ -138,6 +186,23 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         return tuple(round(first + k * step, 10) for k in range(count + 1) if first + k * step <= last + 1e-9)
     except (ValueError, OverflowError):
         raise UsageError(f"--alphas takes first:last:step (0:1:0.1) or a list (0,0.5,1), not {text!r}.") from None
+
+
+def parse_shots(text: str) -> tuple[int, ...]:
+    """ "1,5" → (1, 5). Raises UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--shots takes numbers (5, or 1,5), not {text!r}.") from None
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "2/3" → (2, 3). Raises UsageError."""
+    try:
+        part, parts = (int(number) for number in text.split("/"))
+        return part, parts
+    except ValueError:
+        raise UsageError(f"--part takes k/n (1/2 and 2/2 for two processes), not {text!r}.") from None
 
 
 def _require(holds: bool, expectation: str, *found: object) -> None:

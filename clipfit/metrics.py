@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,3 +56,21 @@ def wilson_interval(right: int, n: int, z: float = 1.959963984540054) -> tuple[f
     low = 0.0 if right == 0 else max(0.0, centre - half)  # exact at the ends, where rounding leaves 1e-19
     high = 1.0 if right == n else min(1.0, centre + half)
     return low, high
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and half of its 95% interval; None where there are too few values for either."""
+
+    mean: float | None
+    half_width: float | None
+    n: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean, with Student's t interval of n − 1 degrees of freedom: 1.96·σ is too narrow for few values."""
+    from scipy.stats import t  # takes a while to import
+
+    n = len(values)
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return Estimate(statistics.mean(values) if n else None, half, n)

@@ -6,25 +6,36 @@ from collections.abc import Sequence
 
 import torch
 
-from clipfit.backbone import Backbone
+from clipfit.backbone import Backbone, Texts
 from clipfit.data.images import Images
 from clipfit.prompts import prompts
 
 
 @torch.no_grad()
-def image_embeddings(backbone: Backbone, images: Images, batch_size: int) -> torch.Tensor:
-    """Embeddings of images that have the backbone's geometry: (n, D), unit norm, on the CPU."""
+def image_embeddings(
+    backbone: Backbone,
+    images: Images,
+    chosen: Sequence[int],
+    batch_size: int,
+    class_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Embeddings of n chosen images, which have the backbone's geometry: (n, D), unit norm, on the CPU.
+
+    Args:
+        class_tokens: of the texts they will be compared with (see `texts`), where the backbone edits tokens.
+    """
     parts = []
-    for start in range(0, len(images), batch_size):
-        batch = torch.stack([images[i] for i in range(start, min(start + batch_size, len(images)))])
-        parts.append(backbone.encode_image(backbone.normalize(batch)).cpu())
+    for start in range(0, len(chosen), batch_size):
+        batch = torch.stack([images[i] for i in chosen[start : start + batch_size]])
+        parts.append(backbone.encode_image(backbone.normalize(batch), class_tokens).cpu())
     return torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
 
 
 @torch.no_grad()
-def text_embeddings(backbone: Backbone, names: Sequence[str], template: str) -> torch.Tensor:
-    """Embeddings of class names in a template: (C, D), unit norm, on the CPU."""
-    return backbone.encode_text(backbone.tokenize(prompts(names, template))).cpu()
+def texts(backbone: Backbone, names: Sequence[str], template: str) -> Texts:
+    """Class names in a template: unit-norm embeddings (C, D) on the CPU, and what images need of them."""
+    read = backbone.read(backbone.tokenize(prompts(names, template)))
+    return Texts(read.embeddings.cpu(), read.class_tokens)
 
 
 def best_names(images: torch.Tensor, texts: torch.Tensor, names: Sequence[str]) -> list[str]:

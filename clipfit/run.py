@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from clipfit import checkpoint
-from clipfit.backbone import Source, reload
+from clipfit.backbone import Additions, Backbone, Source, reload
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
+from clipfit.token_edits import EditSettings
 
 RUNS = Path("runs")
 FORMAT = 1
@@ -34,6 +35,12 @@ class Run:
         return Source(**self.config["pretrained"])
 
     @property
+    def additions(self) -> Additions:
+        """What the run's models have beyond open_clip's CLIP."""
+        edits = self.config["edits"]
+        return Additions(EditSettings(**edits) if edits else None, self.config["context"])
+
+    @property
     def method(self) -> str:
         return str(self.config["method"])
 
@@ -44,6 +51,16 @@ class Run:
     @property
     def alpha(self) -> float:
         return float(self.config["alpha"])
+
+    def pretrained(self, device: torch.device | str = "cpu") -> Backbone:
+        """The pre-trained model (α = 0); what the method adds is attached, without effect.
+
+        Raises:
+            ModelError: its weights cannot be had, or are not the recorded ones.
+        """
+        backbone = reload(self.source, device)
+        backbone.attach(self.additions)
+        return backbone
 
     def finetuned(self) -> dict[str, torch.Tensor]:
         """θ at α = 1."""
@@ -59,7 +76,7 @@ class Run:
             return self.finetuned()
         if alpha == self.alpha:
             return checkpoint.read_tensors(self.path / "model.safetensors")[0]
-        return interpolate(reload(self.source).state(), self.finetuned(), alpha)
+        return interpolate(self.pretrained().state(), self.finetuned(), alpha)
 
 
 def open_run(path: Path | None) -> Run:
@@ -143,5 +160,7 @@ def describe(config: Mapping[str, Any], base: Sequence[str], scale: float, alpha
         "classes": list(base),
         "template": config["recipe"]["template"],
         "logit_scale_exp": scale,
+        "edits": config["edits"],
+        "context": config["context"],
         "pretrained": config["pretrained"],
     }

@@ -14,7 +14,7 @@ from clipfit.config import Recipe
 from clipfit.data.augment import random_resized_crop
 from clipfit.data.images import Images
 from clipfit.errors import NonFiniteError
-from clipfit.methods import Objective
+from clipfit.methods import Extra, Objective
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,24 @@ def train(
     recipe: Recipe,
     seed: int,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    beside: Sequence[Extra] = (),
 ) -> None:
-    """Minimise the objective over all weights of the backbone and the objective's own, in place.
+    """Minimise the objective over the trainable weights of the backbone and the objective's own, in place.
 
-    AdamW with cosine annealing to zero over all steps; the order of images and their crops come from `seed`.
+    AdamW (SGD for what asks for it) with cosine annealing to zero over all steps; the order of images and their crops
+    come from `seed`. `beside`: what is trained beyond the weights and the objective's own parameters.
 
     Raises:
         NonFiniteError: a loss is not a finite number.
     """
-    optimiser = torch.optim.AdamW(parameter_groups(backbone, objective, recipe), lr=recipe.learning_rate)
+    optimisers = optimisers_of(backbone, [*objective.extra, *beside], recipe)
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    peaks = [group["lr"] for group in groups]
     steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
     for step, (epoch, batch) in enumerate(batches(len(images), recipe, seed)):
-        rate = recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * annealed
         x = backbone.normalize(views(images, batch, backbone.image_size, recipe, seed, step))  # (B, 3, H, W)
         y = torch.tensor([labels[i] for i in batch], device=backbone.device)  # (B,)
         terms = objective(x, y)
@@ -59,9 +63,12 @@ def train(
         losses = {name: term.value.item() for name, term in terms.items()}
         if not math.isfinite(total.item()):
             raise NonFiniteError(f"step {step + 1}: the loss is not finite ({losses}); try a lower --learning-rate.")
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.zero_grad(set_to_none=True)
         total.backward()
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
+        rate = recipe.learning_rate * annealed
         on_step(StepReport(step + 1, steps, epoch + 1, len(batch), rate, losses, total.item()))
 
 
@@ -77,13 +84,29 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def parameter_groups(backbone: Backbone, objective: Objective, recipe: Recipe) -> list[dict[str, object]]:
-    """Weight decay on matrices; none on norms and biases (vectors and scalars) and the objective's own parameters."""
+def optimisers_of(backbone: Backbone, extra: Sequence[Extra], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW for the weights and most of what is trained beside them; SGD with momentum for what asks for it."""
+    by_adamw = [e for e in extra if e.momentum is None]
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(parameter_groups(backbone, by_adamw, recipe))]
+    for e in extra:
+        if e.momentum is not None:
+            rate = recipe.learning_rate if e.learning_rate is None else e.learning_rate
+            optimisers.append(torch.optim.SGD(e.parameters, rate, e.momentum, weight_decay=e.weight_decay))
+    return optimisers
+
+
+def parameter_groups(backbone: Backbone, extra: Iterable[Extra], recipe: Recipe) -> list[dict[str, object]]:
+    """The recipe's weight decay on matrices; none on norms and biases (vectors and scalars)."""
     moving = [p for p in backbone.model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in moving if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [*(p for p in moving if p.ndim < 2), *objective.extra], "weight_decay": 0.0},
+    matrices, vectors = [p for p in moving if p.ndim >= 2], [p for p in moving if p.ndim < 2]
+    groups: list[dict[str, object]] = [
+        {"params": matrices, "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "lr": recipe.learning_rate, "weight_decay": 0.0},
     ]
+    for e in extra:
+        rate = recipe.learning_rate if e.learning_rate is None else e.learning_rate
+        groups.append({"params": list(e.parameters), "lr": rate, "weight_decay": e.weight_decay})
+    return groups
 
 
 def batches(count: int, recipe: Recipe, seed: int) -> Iterator[tuple[int, list[int]]]:

@@ -15,13 +15,13 @@ PACKAGE = Path(clipfit.__file__).parent
 # from the bottom up; a module may import from lower rows, and a package from itself
 ROWS = [
     {"errors", "version", "prompts", "metrics", "losses"},
-    {"config"},
+    {"config", "token_edits", "lora"},
     {"data"},
     {"backbone"},
     {"ensemble", "checkpoint"},
     {"methods"},
     {"training"},
-    {"progress", "protocols", "run"},
+    {"progress", "protocols", "run", "plan"},
     {"held_out"},
     {"verbs"},
     {"report"},

@@ -13,7 +13,7 @@ from clipfit import NonFiniteError, Recipe, training
 from clipfit import backbone as backbones
 from clipfit.data import layout
 from clipfit.data.images import ImageStore
-from clipfit.methods import METHODS, Task, Term
+from clipfit.methods import METHODS, Extra, Task, Term
 from clipfit.prompts import prompts
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
@@ -96,12 +96,13 @@ def test_decay_is_for_matrices_only(models, name):
     backbone = backbones.load(models[name])
     task = Task(backbone, backbone.tokenize(["a", "b"]))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
-    decayed, free = training.parameter_groups(backbone, objective, Recipe(weight_decay=0.2))
+    decayed, *free = training.parameter_groups(backbone, objective.extra, Recipe(weight_decay=0.2))
     names = {p: n for n, p in backbone.model.named_parameters()}
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.2, 0.0)
+    assert [decayed["weight_decay"], *(group["weight_decay"] for group in free)] == [0.2, 0.0, 0.0]
     decayed_names = {names[p] for p in decayed["params"]}
-    free_names = {names.get(p, "classifier") for p in free["params"]}
-    assert objective.classifier in set(free["params"])
+    free_parameters = [p for group in free for p in group["params"]]
+    free_names = {names.get(p, "classifier") for p in free_parameters}
+    assert objective.classifier in set(free_parameters)
     assert "logit_scale" not in decayed_names | free_names
     assert decayed_names | free_names == set(names.values()) - {"logit_scale"} | {"classifier"}
     kinds = {n: type(m) for n, m in backbone.model.named_modules()}
@@ -133,7 +134,7 @@ def test_batch_norm_statistics_stay_as_pre_trained(models, shots):
 class Scripted:
     """An objective whose total is written beforehand."""
 
-    extra: Sequence[torch.nn.Parameter] = ()
+    extra: Sequence[Extra] = ()
 
     def __init__(self, backbone: backbones.Backbone, factors: list[float]):
         self.weight, self.factors = backbone.model.ln_final.weight, iter(factors)

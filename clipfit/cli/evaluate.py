@@ -8,10 +8,25 @@ from typing import Annotated
 import typer
 
 from clipfit.cli.common import print_json
-from clipfit.config import EvaluateConfig, parse_alphas
+from clipfit.config import EpisodesConfig, EvaluateConfig, parse_alphas, parse_part, parse_shots
 from clipfit.errors import UsageError
 
 ARG, OPT = typer.Argument, typer.Option
+
+
+DEFAULT_METHODS = ("zero-shot", "finetune", "cite", "atha")
+
+
+def compare(config: EpisodesConfig, as_json: bool) -> None:
+    """`evaluate --episodes`."""
+    from clipfit import episodes
+    from clipfit.report.console import Console
+
+    with Console() as console:
+        report = episodes(config, console)
+        console.compared(report)
+    if as_json:
+        print_json(report.as_json())
 
 
 def command(
@@ -27,6 +42,22 @@ def command(
     batch_size: Annotated[int, OPT(help="Images a forward pass.")] = 128,
     device: Annotated[str, OPT(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     as_json: Annotated[bool, OPT("--json", help="One JSON document on stdout.")] = False,
+    episodes: Annotated[
+        int | None, OPT(help="Few-shot episodes of --data instead of a run: adapt in each, compare --method.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, OPT(help="episodes: zero-shot, cite, atha+lora, atha:tail_ratio=0, …; may be repeated.")
+    ] = None,
+    model: Annotated[str, OPT(help="episodes: clipfit-tiny, an open_clip name, or local-dir:FOLDER.")] = "ViT-B-16",
+    pretrained: Annotated[str | None, OPT(help="episodes: a tag of open_clip's, or a local weight file.")] = None,
+    way: Annotated[int, OPT(help="episodes: classes of each.")] = 5,
+    shots: Annotated[str, OPT(help="episodes: shots a class, one number or several.")] = "1,5",
+    query: Annotated[int, OPT(help="episodes: images a class to measure on.")] = 15,
+    seed: Annotated[int, OPT(help="episodes: of their draw.")] = 0,
+    part: Annotated[str, OPT(help="episodes: k/n, this process does every n-th from the k-th.")] = "1/1",
+    output: Annotated[
+        Path | None, OPT(help="episodes: where finished ones are kept.  [default: episodes/<folder>]")
+    ] = None,
 ) -> None:
     """Measure base, new and union accuracy on held-out images, with zero-shot beside."""
     from clipfit import evaluate
@@ -35,6 +66,17 @@ def command(
     if alpha is not None and alphas is not None:
         raise UsageError("--alpha and --alphas exclude each other: give one of them.")
     ratios = parse_alphas(alphas) if alphas is not None else None if alpha is None else (alpha,)
+    if episodes is not None:
+        if data is None or run is not None:
+            raise UsageError("--episodes adapts anew in each: give --data DIR, --model and --method, and no run.")
+        place = output or Path("episodes") / data.resolve().name
+        drawn = EpisodesConfig(
+            data, place, tuple(method or DEFAULT_METHODS), model, pretrained, episodes, way, parse_shots(shots), query,
+            ratios or (0.5, 1.0), seed, parse_part(part), classes, image_root, skip_bad_images, batch_size,
+            device=device,
+        )  # fmt: skip
+        compare(drawn, as_json)
+        return
     config = EvaluateConfig(
         run, data, new_classes, classes, image_root, ratios, skip_bad_images, batch_size, device=device
     )

@@ -77,6 +77,19 @@ class Viewed:
         return self._transform(to_pil_image(self._images[index]))
 
 
+class Chosen:
+    """Some images of others, numbered anew."""
+
+    def __init__(self, images: Images, chosen: Sequence[int]):
+        self._images, self._chosen = images, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self._images[self._chosen[index]]
+
+
 class ImageStore:
     """Images of samples as uint8 tensors: decoded once, kept while `budget` bytes last, decoded again beyond it.
 

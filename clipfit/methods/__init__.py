@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 
 from clipfit.errors import UsageError
-from clipfit.methods import cite, finetune, flyp
-from clipfit.methods.base import Method, Objective, Task, Term
+from clipfit.methods import atha, cite, cite_atha, finetune, flyp
+from clipfit.methods.base import Extra, Method, Objective, Task, Term
 
-METHODS: dict[str, Method] = {m.name: m for m in (cite.METHOD, finetune.METHOD, flyp.METHOD)}
+METHODS: dict[str, Method] = {
+    m.name: m for m in (cite.METHOD, atha.METHOD, cite_atha.METHOD, finetune.METHOD, flyp.METHOD)
+}
 
-__all__ = ["METHODS", "Method", "Objective", "Task", "Term", "find"]
+__all__ = ["METHODS", "Extra", "Method", "Objective", "Task", "Term", "find"]
 
 
 def find(name: str) -> Method:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from clipfit.backbone import Backbone
 from clipfit.errors import UsageError
+from clipfit.lora import LoraSettings
+from clipfit.token_edits import EditSettings
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given: the model in training, and the texts of all C base classes."""
+    """What a method is given: the model in training, the texts of all C base classes, and how the weights move."""
 
     backbone: Backbone
     tokens: torch.Tensor  # (C, context length) int64
+    tuning: str = "full"  # or "lora"
+    shots_per_class: int = 16  # of the class that has most
 
 
 class Term(NamedTuple):
@@ -27,13 +31,31 @@ class Term(NamedTuple):
     value: torch.Tensor  # scalar
 
 
-class Objective(Protocol):
-    """Losses of a batch. `extra` are parameters beyond the model's: trained without decay, dropped at the end."""
+@dataclass(frozen=True)
+class Extra:
+    """Parameters beyond the CLIP's own; learning_rate None: the recipe's; momentum: SGD's, None: AdamW."""
 
-    extra: Sequence[torch.nn.Parameter]
+    parameters: Sequence[torch.nn.Parameter]
+    learning_rate: float | None = None
+    weight_decay: float = 0.0
+    momentum: float | None = None
+
+
+class Objective(Protocol):
+    """Losses of a batch, and what is trained beside the CLIP."""
+
+    extra: Sequence[Extra]
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
         """Normalised images (B, 3, H, W), labels (B,) int64 → terms by name."""
+
+
+@dataclass(frozen=True)
+class LoraDefaults:
+    """A method's settings under low-rank tuning. `recipe`: (shots a class, shots in all) → what differs in Recipe."""
+
+    settings: LoraSettings = field(default_factory=LoraSettings)
+    recipe: Callable[[int, int], Mapping[str, Any]] = lambda per_class, total: {"learning_rate": 2e-4}
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,8 @@ class Method:
     citation: str
     options: type
     build: Callable[[Task, Any], Objective]
+    lora: LoraDefaults = field(default_factory=LoraDefaults)
+    edits: Callable[[Any], EditSettings | None] = lambda options: None  # of patch tokens, in training and at inference
 
     def configure(self, given: Mapping[str, Any]) -> Any:
         """The method's options with the given values (None: leave the default).

@@ -12,7 +12,7 @@ import torch
 
 from clipfit.errors import UsageError
 from clipfit.losses import similarity_distillation, supervised_contrastive, visual_text_alignment
-from clipfit.methods.base import Method, Task, Term
+from clipfit.methods.base import Extra, Method, Task, Term
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,23 @@ class Cite:
         with torch.no_grad():
             self.teacher_text = self.teacher.encode_text(task.tokens)  # (C, D)
         self.classifier = torch.nn.Parameter(self.teacher_text.clone())  # W, starts as the zero-shot classifier
-        self.extra: Sequence[torch.nn.Parameter] = (self.classifier,)
+        self.extra: Sequence[Extra] = (Extra([self.classifier]),)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        scale = self.backbone.scale
-        present, classes, counts = labels.unique(return_inverse=True, return_counts=True)  # (U,), (B,), (U,)
+        present = labels.unique()  # (U,)
         u = self.backbone.encode_image(images)  # (B, D)
         t = self.backbone.encode_text(self.tokens[present])  # (U, D)
+        return self.terms(images, labels, u, u, t)
+
+    def terms(
+        self, images: torch.Tensor, labels: torch.Tensor, u: torch.Tensor, dva_u: torch.Tensor, t: torch.Tensor
+    ) -> dict[str, Term]:
+        """The three losses of embeddings u (B, D), dva_u (B, D) for L_DVA, and t (U, D) of the batch's classes."""
+        scale = self.backbone.scale
+        present, classes, counts = labels.unique(return_inverse=True, return_counts=True)  # (U,), (B,), (U,)
         with torch.no_grad():
             teacher_u = self.teacher.encode_image(images)  # (B, D), the same augmented images
-        dva = visual_text_alignment(u, self.classifier, labels, scale)
+        dva = visual_text_alignment(dva_u, self.classifier, labels, scale)
         scl = supervised_contrastive(u, t, classes, scale, positive_in_denominator=not self.options.literal_scl)
         vld = similarity_distillation(u, t, teacher_u, self.teacher_text[present], counts, scale)
         return {

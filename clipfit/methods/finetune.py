@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from clipfit.methods.base import Method, NoOptions, Task, Term
+from clipfit.lora import LoraSettings
+from clipfit.methods.base import Extra, LoraDefaults, Method, NoOptions, Task, Term
 
 
 class Finetune:
     """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, gradients into both towers."""
 
-    extra: Sequence[torch.nn.Parameter] = ()
+    extra: Sequence[Extra] = ()
 
     def __init__(self, task: Task, _options: NoOptions):
         self.backbone, self.tokens = task.backbone, task.tokens
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        u = self.backbone.encode_image(images)  # (B, D)
-        t = self.backbone.encode_text(self.tokens)  # (C, D)
+        u, t = self.backbone.encode(images, self.tokens)  # (B, D), (C, D)
         return {"ce": Term(1.0, F.cross_entropy(self.backbone.scale * u @ t.T, labels))}
+
+
+def clip_lora(per_class: int, total: int) -> Mapping[str, Any]:
+    """CLIP-LoRA's recipe (arXiv 2405.18541): 500 steps of batch 32 for every shot of a class."""
+    epochs = math.ceil(500 * per_class / math.ceil(total / 32))
+    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": 32, "epochs": epochs}
 
 
 METHOD = Method(
@@ -30,4 +38,5 @@ METHOD = Method(
     citation="the usual baseline; with --alpha it is WiSE-FT, arXiv 2109.01903, on a text classifier",
     options=NoOptions,
     build=Finetune,
+    lora=LoraDefaults(LoraSettings(rank=2, alpha=1.0, dropout=0.25), clip_lora),
 )

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import torch
 
 from clipfit.losses import batch_contrastive
-from clipfit.methods.base import Method, NoOptions, Task, Term
+from clipfit.methods.base import Extra, Method, NoOptions, Task, Term
 
 
 class Flyp:
     """Each image is paired with the text of its class; the batch's other pairs are the negatives."""
 
-    extra: Sequence[torch.nn.Parameter] = ()
+    extra: Sequence[Extra] = ()
 
     def __init__(self, task: Task, _options: NoOptions):
         self.backbone, self.tokens = task.backbone, task.tokens

@@ -10,9 +10,10 @@ import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clipfit.metrics import Accuracy, wilson_interval
+from clipfit.metrics import Accuracy, Estimate, wilson_interval
 from clipfit.training import StepReport
 from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
 from clipfit.verbs.export import ExportResult
 
@@ -111,12 +112,32 @@ class Console:
         if result.skipped:
             self._out.print(f"note: {len(result.skipped)} unreadable images were skipped", soft_wrap=True)
 
+    def compared(self, report: EpisodeReport) -> None:
+        """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
+        c = report.config
+        table = Table(title=f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class",
+                      title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
+        for heading in ("method", "shots", "α", "accuracy", "minus zero-shot\n(paired)", "episodes"):
+            table.add_column(heading, justify="left" if heading == "method" else "right")
+        for row in report.rows:
+            table.add_row(
+                row.method, str(row.shots), f"{row.alpha:g}", _estimate(row.accuracy), _estimate(row.gain),
+                str(row.accuracy.n),
+            )  # fmt: skip
+        self._out.print(table)
+
     def exported(self, result: ExportResult) -> None:
         """The line of `export`."""
         self._out.print(
             f"{result.output}: {result.format}, α = {result.alpha:g}; read back, logits within "
             f"{result.largest_difference:.1e}", markup=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _estimate(value: Estimate) -> str:
+    if value.mean is None:
+        return "–"
+    return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
 
 
 def _share(accuracy: Accuracy | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from clipfit.data.shots import Selection, select
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, DataError, NonFiniteError
 from clipfit.metrics import accuracy
+from clipfit.plan import Plan, fit
+from clipfit.plan import plan as planned
 from clipfit.progress import Progress, Silent
 from clipfit.prompts import prompts
 from clipfit.run import RunFacts, target_folder, write_run
@@ -68,14 +71,17 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     progress.say(f"loading {config.model}")
     backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
     backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
-    recipe = Recipe.resolved(backbone.source.adapt_defaults, method.name, config.recipe)
+    counts = list(Counter(sample.label for sample in selection.shots).values())
+    own = backbone.source.adapt_defaults
+    plan = planned(method, options, config, own, counts)
+    backbone.attach(plan.additions)
     checkpoint.require_room(target.parent, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = _copied(backbone)
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
     shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
     _require_every_class(shots, selection)
-    zero_shot = accuracy_on_shots(backbone, shots, selection, recipe)
+    zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
     reports: list[training.StepReport] = []
 
@@ -83,24 +89,22 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         reports.append(report)
         progress.step(report)
 
-    progress.say(f"{method.name} on {backbone.device}, {backbone.precision}")
+    progress.say(f"{method.name}, {plan.tuning} tuning, on {backbone.device} in {backbone.precision}")
     began = time.monotonic()
     place = {name: i for i, name in enumerate(selection.base)}
     labels = [place[sample.label] for sample in shots.samples]
-    task = methods.Task(backbone, backbone.tokenize(prompts(selection.base, recipe.template)))
-    with training.deterministic():
-        training.train(backbone, method.build(task, options), shots, labels, recipe, config.seed, on_step)
+    fit(backbone, plan, selection.base, shots, labels, config.seed, on_step)
     training_seconds = time.monotonic() - began
 
     finetuned = _copied(backbone)
     _require_finite(finetuned)
     ensemble = interpolate(pretrained, finetuned, config.alpha)
     backbone.load_state(ensemble)
-    adapted = accuracy_on_shots(backbone, shots, selection, recipe)
+    adapted = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
     progress.say(f"writing {target}")
     facts = RunFacts(
-        config=_config_record(config, options, recipe, backbone, shots),
+        config=_config_record(config, plan, backbone, shots),
         base=selection.base,
         names=images.names,
         shots=[{"path": s.source, "class": s.label, "sha256": content_hash(s.path)} for s in shots.samples],
@@ -121,8 +125,9 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 
 def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    u = protocols.image_embeddings(backbone, Viewed(shots, backbone.geometry), batch_size=64)
-    t = protocols.text_embeddings(backbone, selection.base, recipe.template)
+    t, z = protocols.texts(backbone, selection.base, recipe.template)
+    whole = Viewed(shots, backbone.geometry)
+    u = protocols.image_embeddings(backbone, whole, range(len(shots)), batch_size=64, class_tokens=z)
     names = protocols.best_names(u, t, selection.base)
     return accuracy(names, [sample.label for sample in shots.samples]).value
 
@@ -144,9 +149,7 @@ def _require_finite(state: dict[str, torch.Tensor]) -> None:
         raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
 
 
-def _config_record(
-    config: AdaptConfig, options: Any, recipe: Recipe, backbone: Backbone, shots: ImageStore
-) -> dict[str, Any]:
+def _config_record(config: AdaptConfig, plan: Plan, backbone: Backbone, shots: ImageStore) -> dict[str, Any]:
     """What config.json says: everything needed to repeat the run, nothing that differs when it is."""
     return {
         "clipfit": __version__,
@@ -160,13 +163,12 @@ def _config_record(
         "shots_per_class": config.shots_per_class,
         "classes": str(config.classes) if config.classes else None,
         "image_root": str(config.image_root) if config.image_root else None,
-        "method": config.method,
-        "method_options": asdict(options),
-        "recipe": asdict(recipe),
+        **plan.record(),
         "alpha": config.alpha,
         "seed": config.seed,
         "device": backbone.device.type,
         "precision": backbone.precision,
+        **asdict(backbone.additions),
         "threads": torch.get_num_threads(),
         "skipped": shots.skipped,
         "pretrained": asdict(backbone.source),
@@ -177,15 +179,14 @@ def _prove(path: Path, backbone: Backbone) -> None:
     """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
     state, metadata = checkpoint.read_tensors(path)
     source = backbones.Source(**metadata["pretrained"])
-    again = backbones.rebuild(source, state, backbone.device)
+    again = backbones.rebuild(source, state, backbone.additions, backbone.device)
     again.precision = backbone.precision
     tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))
     grey = torch.full((1, 3, *backbone.image_size), 127, dtype=torch.uint8)
     with torch.no_grad():
-        same = torch.equal(again.encode_text(tokens), backbone.encode_text(tokens)) and torch.equal(
-            again.encode_image(again.normalize(grey)), backbone.encode_image(backbone.normalize(grey))
-        )
-    if not same:
+        read = again.encode(again.normalize(grey), tokens)
+        written = backbone.encode(backbone.normalize(grey), tokens)
+    if not all(map(torch.equal, read, written)):
         raise ClipfitError(f"{path} does not give the model's features when it is read again; please report this.")
 
 

@@ -91,7 +91,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     test = held_out.assemble(run, config)
     device = backbones.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
-    backbone = backbones.reload(run.source, device)
+    backbone = run.pretrained(device)
     backbone.precision = str(run.config["precision"]) if device.type == run.config["device"] else "fp32"
     pretrained = {name: tensor.clone() for name, tensor in backbone.state().items()}
     finetuned = {name: tensor.to(device) for name, tensor in run.finetuned().items()}
@@ -124,19 +124,24 @@ def _measure(
     zero_shot: list[str],
     batch_size: int,
 ) -> tuple[AlphaResult, list[str]]:
-    u = protocols.image_embeddings(backbone, images, batch_size)  # (n, D)
     labels = [sample.label for sample in images.samples]
+    everything = range(len(labels))
+    # edited images differ with the classes they are compared with; others are encoded once
+    once = None if backbone.edits else protocols.image_embeddings(backbone, images, everything, batch_size)  # (n, D)
+
+    def guesses(own: Sequence[int], names: Sequence[str]) -> list[str]:
+        t, z = protocols.texts(backbone, names, run.template)
+        if once is not None:
+            return protocols.best_names(once[torch.tensor(own)], t, names)
+        return protocols.best_names(protocols.image_embeddings(backbone, images, own, batch_size, z), t, names)
 
     def within(names: Sequence[str]) -> Accuracy | None:
         wanted = set(names)
         own = [i for i, label in enumerate(labels) if label in wanted]
-        if not own:
-            return None
-        t = protocols.text_embeddings(backbone, names, run.template)
-        return accuracy(protocols.best_names(u[torch.tensor(own)], t, names), [labels[i] for i in own])
+        return accuracy(guesses(own, names), [labels[i] for i in own]) if own else None
 
     union = [*run.base, *new]
-    union_names = protocols.best_names(u, protocols.text_embeddings(backbone, union, run.template), union)
+    union_names = guesses(everything, union)
     agreement = sum(a == b for a, b in zip(union_names, zero_shot or union_names, strict=True)) / len(union_names)
     new_accuracy = within(new)
     row = AlphaResult(

@@ -52,7 +52,8 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     if output.exists() and not (output / "clipfit.json").exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
-    backbone = backbones.rebuild(run.source, run.state(alpha))
+    backbone = backbones.rebuild(run.source, run.state(alpha), run.additions)
+    backbone.require_plain(f"the format {config.format}")
     with checkpoint.building(output) as folder:
         difference = FORMATS[config.format](run, backbone, alpha, folder)
     return ExportResult(output, config.format, run.path, alpha, difference)

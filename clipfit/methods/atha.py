@@ -1,0 +1,92 @@
+"""ATHA: fine-tuning while head and tail patch tokens are edited in the forward pass.
+
+"Improving CLIP Adaptation by Breaking Tail Alignment for Source-Free Cross-Domain Few-Shot Learning", arXiv 2605.29776.
+The edits themselves are in token_edits.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from clipfit.backbone import Additions
+from clipfit.errors import UsageError
+from clipfit.methods.base import Extra, LoraDefaults, Method, Task, Term
+from clipfit.token_edits import EditSettings
+
+
+@dataclass(frozen=True)
+class AthaOptions(EditSettings):
+    """The edits' settings, the learning rate of their strengths a_l, b_l, and the logits' scale.
+
+    A scale of None is the frozen τ⁻¹ under full fine-tuning; under LoRA the paper's 4, or 2 for one shot a class.
+    """
+
+    strength_rate: float = 1e-3
+    logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("strength_rate", "logit_scale"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be positive; found {value}.")
+
+
+def edit_settings(options: AthaOptions) -> EditSettings:
+    """The part of the options that belongs to the model."""
+    return EditSettings(**{f.name: getattr(options, f.name) for f in fields(EditSettings)})
+
+
+def started_strengths(task: Task, options: AthaOptions) -> Extra:
+    """Strengths at their initial values, to be trained at a rate of their own; by SGD under LoRA, as in the paper."""
+    if task.backbone.edits is None:
+        task.backbone.attach(Additions(edit_settings(options), task.backbone.additions.context))
+    edits = task.backbone.edits
+    assert edits is not None
+    edits.start()
+    if task.tuning == "lora":
+        return Extra(list(edits.parameters()), options.strength_rate, weight_decay=5e-4, momentum=0.9)
+    return Extra(list(edits.parameters()), options.strength_rate)
+
+
+def paper_scale(task: Task) -> torch.Tensor:
+    """The logits' scale where none is given."""
+    if task.tuning == "full":
+        return task.backbone.scale
+    return torch.tensor(2.0 if task.shots_per_class == 1 else 4.0)
+
+
+def paper_lora(_per_class: int, total: int) -> Mapping[str, Any]:
+    """The paper's recipe: 100 steps on the whole support set, images as they are."""
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": total, "epochs": 100, **whole}
+
+
+class Atha:
+    """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, u_i edited towards and away from those classes."""
+
+    def __init__(self, task: Task, options: AthaOptions):
+        self.backbone, self.tokens = task.backbone, task.tokens
+        self.extra: Sequence[Extra] = (started_strengths(task, options),)
+        self.scale = paper_scale(task) if options.logit_scale is None else torch.tensor(options.logit_scale)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
+        u, t = self.backbone.encode(images, self.tokens)  # (B, D), (C, D)
+        return {"ce": Term(1.0, F.cross_entropy(self.scale.to(u) * u @ t.T, labels))}
+
+
+METHOD = Method(
+    name="atha",
+    summary="fine-tuning with head patches moved towards the class texts and tail patches away from them",
+    citation='"Improving CLIP Adaptation by Breaking Tail Alignment for Source-Free Cross-Domain Few-Shot Learning", '
+    "arXiv 2605.29776",
+    options=AthaOptions,
+    build=Atha,
+    lora=LoraDefaults(recipe=paper_lora),
+    edits=edit_settings,
+)

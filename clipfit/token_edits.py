@@ -1,0 +1,168 @@
+"""ATHA's token editing: head patches are moved towards their class text, tail patches away from it.
+
+"Improving CLIP Adaptation by Breaking Tail Alignment for Source-Free Cross-Domain Few-Shot Learning" (ATHA, arXiv
+2605.29776). Pure tensor functions and the settings they need; backbone.py hooks them into the vision transformer.
+
+Letters: B images, L patch tokens, C classes, D width of the joint embedding, V width of the vision transformer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from clipfit.errors import UsageError
+
+INVERSES = ("least-squares", "transpose")
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """ρ, γ, where and how strongly the edits start. Defaults: the paper's text (the authors' code differs).
+
+    None for a block: the paper's place in a model of another depth, see `placed`.
+    """
+
+    head_ratio: float = 0.1  # ρ
+    tail_ratio: float = 0.1  # γ
+    head_strength: float = 0.8  # a_l starts so at head_block, and at 0 elsewhere
+    head_block: int | None = None
+    tail_strength: float = 0.01  # b_l starts so everywhere
+    text_block: int | None = None  # whose output gives the class tokens
+    class_token_inverse: str = "least-squares"
+    soft_edits: bool = False  # softmax weights over the classes in place of the best and the worst one
+
+    def __post_init__(self) -> None:
+        if min(self.head_ratio, self.tail_ratio) < 0 or self.head_ratio + self.tail_ratio > 1 + 1e-9:
+            raise UsageError(
+                "head and tail ratio must not be negative, nor exceed 1 together; "
+                f"found {self.head_ratio} and {self.tail_ratio}."
+            )
+        if self.class_token_inverse not in INVERSES:
+            raise UsageError(
+                f"the class tokens' inverse must be one of {', '.join(INVERSES)}; found {self.class_token_inverse!r}."
+            )
+
+    def placed(self, vision_blocks: int, text_blocks: int) -> EditSettings:
+        """With both blocks filled in: ⌊7n/12⌋ of n vision blocks, n − 2 of n text blocks, counted from 0.
+
+        Raises:
+            UsageError: a block that the model does not have.
+        """
+        filled = replace(
+            self,
+            head_block=7 * vision_blocks // 12 if self.head_block is None else self.head_block,
+            text_block=max(text_blocks - 2, 0) if self.text_block is None else self.text_block,
+        )
+        for name, block, count in (
+            ("head_block", filled.head_block, vision_blocks),
+            ("text_block", filled.text_block, text_blocks),
+        ):
+            if block is None or not 0 <= block < count:
+                raise UsageError(f"{name} must lie between 0 and {count - 1} for this model; found {block}.")
+        return filled
+
+
+class TokenEdits(torch.nn.Module):
+    """The strengths a_l, b_l of every block, at 0 until `start`: attached, they change nothing."""
+
+    def __init__(self, settings: EditSettings, blocks: int):
+        super().__init__()
+        self.settings = settings
+        self.head = torch.nn.Parameter(torch.zeros(blocks))  # a
+        self.tail = torch.nn.Parameter(torch.zeros(blocks))  # b
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """The initial strengths of training."""
+        assert self.settings.head_block is not None
+        self.head[self.settings.head_block] = self.settings.head_strength
+        self.tail.fill_(self.settings.tail_strength)
+
+    def forward(
+        self, patches: torch.Tensor, class_tokens: torch.Tensor, block: int, scale: torch.Tensor
+    ) -> torch.Tensor:
+        """Patch tokens (B, L, V) as they come to a block, class tokens (C, V) → edited patch tokens."""
+        s = self.settings
+        return edit_tokens(
+            patches, class_tokens, self.head[block], self.tail[block], s.head_ratio, s.tail_ratio,
+            soft_scale=scale if s.soft_edits else None,
+        )  # fmt: skip
+
+
+def edit_tokens(
+    x: torch.Tensor,
+    z: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    head_ratio: float,
+    tail_ratio: float,
+    soft_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One block's edit (ATHA, arXiv 2605.29776).
+
+        s_ic = cos(x_i, z_c),  m_i = max_c s_ic
+        head (the ⌊L·ρ⌋ patches of highest m):  x_i + a · z_{argmax_c s_ic}
+        tail (the ⌊L·γ⌋ patches of lowest m):   x_i − b · z_{argmin_c s_ic}
+
+    The selection is hard: gradients flow through the added tokens and the strengths, not through the ranking. Of equal
+    patches the earlier ranks higher, so that head and tail never overlap. Both edits together are one product of
+    (B, L, C) weights with z: memory is O(B·L·(V + C)).
+
+    Args:
+        x: (B, L, V) patch tokens, without the class token. z: (C, V). a, b: scalars.
+        soft_scale: weights softmax(±soft_scale·s) over the classes in place of the best and the worst one.
+    """
+    with torch.no_grad():
+        similarity = F.normalize(x.detach().float(), dim=2) @ F.normalize(z.detach().float(), dim=1).T  # (B, L, C)
+        head, tail = ends(similarity.amax(2), head_ratio, tail_ratio)
+        if soft_scale is None:
+            classes = similarity.shape[2]
+            towards = F.one_hot(similarity.argmax(2), classes).to(similarity)  # (B, L, C)
+            away = F.one_hot(similarity.argmin(2), classes).to(similarity)
+        else:
+            towards = (soft_scale * similarity).softmax(2)
+            away = (-soft_scale * similarity).softmax(2)
+        towards, away = towards * head[..., None], away * tail[..., None]
+    return (x.float() + (a * towards - b * away) @ z.float()).to(x.dtype)
+
+
+def ends(m: torch.Tensor, head_ratio: float, tail_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which patches are head and which are tail: m (B, L) → two masks (B, L), disjoint."""
+    count = m.shape[1]
+    rank = m.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L), 0 is the most text-like
+    return rank < share(count, head_ratio), rank >= count - share(count, tail_ratio)
+
+
+def share(count: int, ratio: float) -> int:
+    """⌊L·ρ⌋, without the rounding that makes 100·0.29 less than 29."""
+    return math.floor(count * ratio + 1e-9)
+
+
+def invert_head(
+    f: torch.Tensor, proj: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, inverse: str = "least-squares"
+) -> torch.Tensor:
+    """Class tokens: text features brought into the vision width by inverting the vision head, f (C, D) → z (C, V).
+
+    The head maps a normalised token through `ln_post`'s affine part and projᵀ; z = (y − bias) / weight, where y is the
+    solution of projᵀ·y = f: for D ≤ V the one of least norm (proj = QR, y = Q·R⁻ᵀ·f), else the least squares. The
+    paper writes LayerNorm(T)·W_projᵀ, which is `transpose`: y = proj·f; the authors' code solves.
+
+    Gradients flow to f alone.
+
+    Args:
+        f: (C, D) float32. proj: (V, D). weight, bias: (V,), of ln_post.
+    """
+    proj, weight, bias = proj.detach().float(), weight.detach().float(), bias.detach().float()
+    if inverse == "transpose":
+        y = f @ proj.T
+    elif proj.shape[1] <= proj.shape[0]:
+        q, r = torch.linalg.qr(proj)  # (V, D), (D, D)
+        y = (q @ torch.linalg.solve_triangular(r.T, f.T, upper=False)).T
+    else:
+        q, r = torch.linalg.qr(proj.T)  # (D, V), (V, V)
+        y = torch.linalg.solve_triangular(r, q.T @ f.T, upper=True).T
+    return (y - bias) / weight

@@ -1,0 +1,225 @@
+"""Cross-domain few-shot episodes: adapt from the pre-trained model in each, and compare methods over the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfit import backbone as backbones
+from clipfit import checkpoint, methods, protocols
+from clipfit.backbone import Backbone
+from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
+from clipfit.data import layout
+from clipfit.data.images import Chosen, ImageStore, Viewed, content_hash
+from clipfit.data.layout import Sample
+from clipfit.ensemble import interpolate
+from clipfit.errors import DataError, UsageError
+from clipfit.metrics import Estimate, accuracy, estimate
+from clipfit.plan import fit, plan
+from clipfit.progress import Progress, Silent
+
+ZERO_SHOT = "zero-shot"
+RECORD = "episodes.json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is compared: `zero-shot`, or a method, perhaps `+lora`, perhaps with settings (`atha+lora:head_ratio=0`)."""
+
+    spec: str
+    method: str
+    tuning: str
+    recipe: dict[str, Any]
+    options: dict[str, Any]
+
+    @classmethod
+    def parse(cls, spec: str) -> Contender:
+        """Raises UsageError for a method, an option or a setting that there is not."""
+        name, _, settings = spec.partition(":")
+        tuning = "lora" if name.endswith("+lora") else "full"
+        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
+        values = {key: _value(text) for key, _, text in pairs}
+        recipe = {key: value for key, value in values.items() if key in {f.name for f in fields(Recipe)}}
+        options = {key: value for key, value in values.items() if key not in recipe}
+        contender = cls(spec, name.removesuffix("+lora"), tuning, recipe, options)
+        if spec != ZERO_SHOT:
+            methods.find(contender.method).configure(options)
+            Recipe().changed(recipe)
+        return contender
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Classes, and indices of images: support[c] are the shots of class c, query[c] what is measured on."""
+
+    number: int
+    classes: tuple[str, ...]
+    support: tuple[tuple[int, ...], ...]
+    query: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """A method at a number of shots and a ratio α: its accuracy, and its paired gain over zero-shot CLIP."""
+
+    method: str
+    shots: int
+    alpha: float
+    accuracy: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True)
+class EpisodeReport:
+    """What `evaluate --episodes` measured; rows say over how many finished episodes."""
+
+    config: EpisodesConfig
+    rows: tuple[EpisodeRow, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `evaluate --episodes --json`."""
+        c = self.config
+        settings = {"data": str(c.data), "model": c.model, "way": c.way, "query": c.query, "episodes": c.episodes,
+                    "seed": c.seed, "output": str(c.output)}  # fmt: skip
+        return {**settings, "rows": [asdict(row) for row in self.rows]}
+
+
+def episodes(config: EpisodesConfig, progress: Progress | None = None) -> EpisodeReport:
+    """Measure methods on seeded episodes of a labelled folder. A finished episode is never run again.
+
+    Several processes may share the work (`part`): each takes the episodes of its number.
+
+    Raises:
+        ClipfitError: see errors.
+    """
+    progress = progress or Silent()
+    contenders = [Contender.parse(spec) for spec in config.contenders]
+    found = layout.read(config.data, config.classes, config.image_root)
+    backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
+    backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
+    images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
+    labels = [sample.label for sample in images.samples]
+    _require_same_settings(config, backbone, images.samples)
+
+    part, parts = config.part
+    for number in range(part - 1, config.episodes, parts):
+        for shots, contender in itertools.product(config.shots, contenders):
+            path = _path(config, contender.spec, shots, number)
+            if not path.exists():
+                progress.say(f"episode {number + 1} of {config.episodes}, {shots}-shot, {contender.spec}")
+                episode = draw(labels, config, shots, number)
+                measured = _run(config, backbone, images, episode, contender)
+                checkpoint.write_json(path, {"classes": episode.classes, "accuracy": measured})
+    return EpisodeReport(config, tuple(_rows(config)))
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def draw(labels: Sequence[str], config: EpisodesConfig, shots: int, number: int) -> Episode:
+    """Episode `number`: the same classes and query images at every number of shots, more shots containing fewer.
+
+    Raises:
+        DataError: fewer than `way` classes have enough images.
+    """
+    need = max(config.shots) + config.query
+    by_class: dict[str, list[int]] = defaultdict(list)
+    for i, label in enumerate(labels):
+        by_class[label].append(i)
+    enough = sorted(name for name, at in by_class.items() if len(at) >= need)
+    if len(enough) < config.way:
+        raise DataError(
+            f"{config.way}-way episodes need {config.way} classes of at least {need} images ({max(config.shots)} shots "
+            f"and {config.query} queries), but {config.data} has {len(enough)}: lower --way, --shots or --query."
+        )
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+    classes = [enough[k] for k in torch.randperm(len(enough), generator=generator)[: config.way].tolist()]
+    support, query = [], []
+    for name in classes:
+        order = [by_class[name][k] for k in torch.randperm(len(by_class[name]), generator=generator).tolist()]
+        query.append(tuple(order[: config.query]))
+        support.append(tuple(order[config.query : config.query + shots]))
+    return Episode(number, tuple(classes), tuple(support), tuple(query))
+
+
+def _run(
+    config: EpisodesConfig, backbone: Backbone, images: ImageStore, episode: Episode, contender: Contender
+) -> dict[str, float]:
+    """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
+    model = backbone.frozen_copy()
+    template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
+    if contender.spec == ZERO_SHOT:
+        return {"0": _accuracy(model, images, episode, template, config.batch_size)}
+    model.model.requires_grad_(True)
+    model.model.logit_scale.requires_grad_(False)
+    method = methods.find(contender.method)
+    told = AdaptConfig(config.data, method.name, tuning=contender.tuning, recipe=contender.recipe)
+    options = method.configure(contender.options)
+    shots = [len(at) for at in episode.support]
+    planned = plan(method, options, told, backbone.source.adapt_defaults, shots)
+    model.attach(planned.additions)
+    pretrained = {key: tensor.clone() for key, tensor in model.state().items()}
+    support = Chosen(images, [i for at in episode.support for i in at])
+    labels = [c for c, count in enumerate(shots) for _ in range(count)]
+    fit(model, planned, episode.classes, support, labels, config.seed + episode.number)
+    finetuned = {key: tensor.clone() for key, tensor in model.state().items()}
+    measured = {}
+    for alpha in config.alphas:
+        model.load_state(interpolate(pretrained, finetuned, alpha))
+        measured[f"{alpha:g}"] = _accuracy(model, images, episode, planned.recipe.template, config.batch_size)
+    return measured
+
+
+def _accuracy(model: Backbone, images: ImageStore, episode: Episode, template: str, batch_size: int) -> float:
+    t, z = protocols.texts(model, episode.classes, template)
+    at = [i for part in episode.query for i in part]
+    u = protocols.image_embeddings(model, Viewed(images, model.geometry), at, batch_size, z)
+    actual = [name for name, part in zip(episode.classes, episode.query, strict=True) for _ in part]
+    return accuracy(protocols.best_names(u, t, episode.classes), actual).value
+
+
+def _require_same_settings(config: EpisodesConfig, backbone: Backbone, samples: Sequence[Sample]) -> None:
+    """Write down what the episodes are drawn from and by; a folder of results of other ones is refused."""
+    digest = hashlib.sha256("\n".join(f"{s.label} {content_hash(s.path)}" for s in samples).encode()).hexdigest()
+    record = {"model": backbone.source.sha256, "images": digest, "way": config.way, "query": config.query,
+              "most_shots": max(config.shots), "seed": config.seed}  # fmt: skip
+    file = config.output / RECORD
+    if file.exists() and checkpoint.read_json(file) != record:
+        raise UsageError(
+            f"{config.output} holds episodes of another model, other images or other settings: choose another --output."
+        )
+    checkpoint.require_room(config.output, 0)
+    checkpoint.write_json(file, record)
+
+
+def _path(config: EpisodesConfig, spec: str, shots: int, number: int) -> Path:
+    return config.output / f"{spec.replace(':', '--').replace('/', '-')}--{shots}-shot--{number:05d}.json"
+
+
+def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
+    """Means over the episodes that are finished, gains over those that zero-shot has finished too."""
+    for shots in config.shots:
+        finished = {spec: _finished(config, spec, shots) for spec in config.contenders}
+        plain = {n: r["0"] for n, r in finished.get(ZERO_SHOT, {}).items()}
+        for spec, results in finished.items():
+            for alpha in next(iter(results.values()), {}):
+                values = {n: r[alpha] for n, r in results.items()}
+                gains = [value - plain[n] for n, value in values.items() if n in plain and spec != ZERO_SHOT]
+                yield EpisodeRow(spec, shots, float(alpha), estimate(list(values.values())), estimate(gains))
+
+
+def _finished(config: EpisodesConfig, spec: str, shots: int) -> dict[int, dict[str, float]]:
+    paths = {n: _path(config, spec, shots, n) for n in range(config.episodes)}
+    return {n: checkpoint.read_json(path)["accuracy"] for n, path in paths.items() if path.exists()}
