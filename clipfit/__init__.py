@@ -13,20 +13,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExportConfig, Recipe
+    from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
     from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
     from clipfit.verbs.adapt import AdaptResult, adapt
     from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
+    from clipfit.verbs.explain import Explained, explain
     from clipfit.verbs.export import ExportResult, export
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
     "episodes": "verbs.episodes", "EpisodeReport": "verbs.episodes",
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
+    "explain": "verbs.explain", "Explained": "verbs.explain",
     "export": "verbs.export", "ExportResult": "verbs.export",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
-    "Recipe": "config",
+    "ExplainConfig": "config", "Recipe": "config",
     "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
     "UsageError": "errors",
 }  # fmt: skip
@@ -40,6 +42,8 @@ __all__ = [
     "EpisodesConfig",
     "EvaluateConfig",
     "Evaluation",
+    "ExplainConfig",
+    "Explained",
     "ExportConfig",
     "ExportResult",
     "ModelError",
@@ -49,6 +53,7 @@ __all__ = [
     "adapt",
     "episodes",
     "evaluate",
+    "explain",
     "export",
 ]
 

@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from clipfit.errors import ModelError, UsageError
-from clipfit.token_edits import EditSettings, TokenEdits, invert_head
+from clipfit.token_edits import EditSettings, Look, TokenEdits, invert_head, look
 
 LOCAL_DIR = "local-dir:"
 DEFAULT_TAG = "openai"
@@ -101,6 +101,12 @@ class Backbone:
         return int(self.source.model_cfg["embed_dim"])
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of a vision transformer."""
+        rows, columns = self.model.visual.grid_size
+        return int(rows), int(columns)
+
+    @property
     def bytes(self) -> int:
         """What the weights take on disk."""
         return sum(t.numel() * t.element_size() for t in self.state().values())
@@ -149,9 +155,9 @@ class Backbone:
             placed = additions.edits.placed(blocks, len(self.model.transformer.resblocks))
             self.edits = TokenEdits(placed, blocks).to(self.device)
             additions = replace(additions, edits=placed)
-        if additions.context is not None:
+        if additions.context is not None and self.context is None:
             self.context = torch.nn.Parameter(self._word_embeddings(additions.context).clone())
-        self.additions = additions
+        self.additions = replace(additions, context=additions.context or self.additions.context)
 
     def _word_embeddings(self, words: str) -> torch.Tensor:
         """The pre-trained embeddings of words that a text begins with: (tokens, text width)."""
@@ -219,6 +225,23 @@ class Backbone:
         """Images (B, 3, H, W) and the texts (C, context length) they are compared with → u (B, D), t (C, D)."""
         texts = self.read(tokens)
         return self.encode_image(images, texts.class_tokens), texts.embeddings
+
+    @torch.no_grad()
+    def looks(self, images: torch.Tensor, texts: Texts) -> tuple[torch.Tensor, list[Look]]:
+        """Unit-norm embeddings u (B, D), and what every block of the vision transformer goes by in its edit.
+
+        The model must edit tokens; with strengths 0 this is what plain CLIP would go by.
+        """
+        assert self.edits is not None
+        assert texts.class_tokens is not None
+        ratios, seen = (self.edits.settings.head_ratio, self.edits.settings.tail_ratio), list[Look]()
+        watch = lambda _module, args: seen.append(look(args[0][:, 1:], texts.class_tokens, *ratios))  # noqa: E731
+        handles = [block.register_forward_pre_hook(watch) for block in self.model.visual.transformer.resblocks]
+        try:
+            return self.encode_image(images, texts.class_tokens), seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _text_features(self, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Text features (n, D) of the last block, then, where tokens are edited, of the intermediate one.

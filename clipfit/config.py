@@ -170,6 +170,22 @@ class ExportConfig:
                  "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", self.alpha)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Everything `explain` is told. `alpha` None: the run's own. `blocks` None: the first, the head's and the last."""
+
+    run: Path
+    images: tuple[Path, ...]
+    new_classes: Path | None = None
+    blocks: tuple[int, ...] | None = None
+    alpha: float | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.alpha is None or 0 <= self.alpha <= 1,
+                 "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", self.alpha)  # fmt: skip
+
+
 def parse_alphas(text: str) -> tuple[float, ...]:
     """ "0:1:0.1" (first:last:step, both ends included) or "0,0.5,1" → the ratios.
 
@@ -188,12 +204,12 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         raise UsageError(f"--alphas takes first:last:step (0:1:0.1) or a list (0,0.5,1), not {text!r}.") from None
 
 
-def parse_shots(text: str) -> tuple[int, ...]:
-    """ "1,5" → (1, 5). Raises UsageError."""
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """ "1,5" → (1, 5). Raises UsageError, which names the option."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--shots takes numbers (5, or 1,5), not {text!r}.") from None
+        raise UsageError(f"{option} takes numbers (5, or 1,5), not {text!r}.") from None
 
 
 def parse_part(text: str) -> tuple[int, int]:

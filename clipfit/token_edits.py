@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +118,7 @@ def edit_tokens(
         soft_scale: weights softmax(±soft_scale·s) over the classes in place of the best and the worst one.
     """
     with torch.no_grad():
-        similarity = F.normalize(x.detach().float(), dim=2) @ F.normalize(z.detach().float(), dim=1).T  # (B, L, C)
+        similarity = similarities(x.detach(), z.detach())  # (B, L, C)
         head, tail = ends(similarity.amax(2), head_ratio, tail_ratio)
         if soft_scale is None:
             classes = similarity.shape[2]
@@ -128,6 +129,26 @@ def edit_tokens(
             away = (-soft_scale * similarity).softmax(2)
         towards, away = towards * head[..., None], away * tail[..., None]
     return (x.float() + (a * towards - b * away) @ z.float()).to(x.dtype)
+
+
+def similarities(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """s_ic = cos(x_i, z_c): patch tokens (B, L, V), class tokens (C, V) → (B, L, C) float32."""
+    return F.normalize(x.float(), dim=2) @ F.normalize(z.float(), dim=1).T
+
+
+class Look(NamedTuple):
+    """What a block's edit goes by: of every patch m_i, its class, and whether it is head or tail; each (B, L)."""
+
+    similarity: torch.Tensor
+    best: torch.Tensor
+    head: torch.Tensor
+    tail: torch.Tensor
+
+
+def look(x: torch.Tensor, z: torch.Tensor, head_ratio: float, tail_ratio: float) -> Look:
+    """The ranking of patch tokens (B, L, V) beside class tokens (C, V)."""
+    m, best = similarities(x, z).max(2)
+    return Look(m, best, *ends(m, head_ratio, tail_ratio))
 
 
 def ends(m: torch.Tensor, head_ratio: float, tail_ratio: float) -> tuple[torch.Tensor, torch.Tensor]:

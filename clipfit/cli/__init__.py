@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli import adapt, evaluate, export
+from clipfit.cli import adapt, evaluate, explain, export
 from clipfit.cli.common import reporting
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("adapt")(reporting(adapt.command))
 app.command("evaluate")(reporting(evaluate.command))
+app.command("explain")(reporting(explain.command))
 app.command("export")(reporting(export.command))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipfit.cli.common import print_json
-from clipfit.config import EpisodesConfig, EvaluateConfig, parse_alphas, parse_part, parse_shots
+from clipfit.config import EpisodesConfig, EvaluateConfig, parse_alphas, parse_numbers, parse_part
 from clipfit.errors import UsageError
 
 ARG, OPT = typer.Argument, typer.Option
@@ -71,9 +71,9 @@ def command(
             raise UsageError("--episodes adapts anew in each: give --data DIR, --model and --method, and no run.")
         place = output or Path("episodes") / data.resolve().name
         drawn = EpisodesConfig(
-            data, place, tuple(method or DEFAULT_METHODS), model, pretrained, episodes, way, parse_shots(shots), query,
-            ratios or (0.5, 1.0), seed, parse_part(part), classes, image_root, skip_bad_images, batch_size,
-            device=device,
+            data, place, tuple(method or DEFAULT_METHODS), model, pretrained, episodes, way,
+            parse_numbers("--shots", shots), query, ratios or (0.5, 1.0), seed, parse_part(part), classes, image_root,
+            skip_bad_images, batch_size, device=device,
         )  # fmt: skip
         compare(drawn, as_json)
         return

@@ -45,7 +45,7 @@ def edit_settings(options: AthaOptions) -> EditSettings:
 def started_strengths(task: Task, options: AthaOptions) -> Extra:
     """Strengths at their initial values, to be trained at a rate of their own; by SGD under LoRA, as in the paper."""
     if task.backbone.edits is None:
-        task.backbone.attach(Additions(edit_settings(options), task.backbone.additions.context))
+        task.backbone.attach(Additions(edit_settings(options)))
     edits = task.backbone.edits
     assert edits is not None
     edits.start()

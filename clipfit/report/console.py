@@ -15,6 +15,7 @@ from clipfit.training import StepReport
 from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
+from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
 
 
@@ -125,6 +126,11 @@ class Console:
                 str(row.accuracy.n),
             )  # fmt: skip
         self._out.print(table)
+
+    def explained(self, result: Explained) -> None:
+        """A line a picture."""
+        for path, found in zip(result.pictures, result.predictions, strict=True):
+            self._out.print(f"{path}: {found['class']} {found['probability']:.0%}", markup=False, soft_wrap=True)
 
     def exported(self, result: ExportResult) -> None:
         """The line of `export`."""
