@@ -2,6 +2,7 @@
 
     python benchmarks/base_to_new.py tune     learning rate and epochs of every method, on the three tuning tasks
     python benchmarks/base_to_new.py report   the example task: five seeds, α = 0, 0.5, 1, paired 95% intervals
+    python benchmarks/base_to_new.py rates    plain fine-tuning to silhouettes, a far style, at ever higher rates
 
 Settings are chosen on held-out images of benchmarks/tasks/{a,b,c} alone, by the harmonic mean at α = 0.5; the chosen
 ones are written down in clipfit/assets/clipfit-tiny/clipfit.json. `report` uses what stands there. Every finished run
@@ -27,10 +28,12 @@ from clipfit.backbone import load
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 TASKS = [HERE / "tasks" / name for name in "abc"]
+FAR = HERE / "tasks/silhouettes"
 EXAMPLE = ROOT / "examples/shots"
 METHODS = ("finetune", "flyp", "cite")
 RATES = (3e-5, 1e-4, 3e-4)
-EPOCHS = (10, 5)
+EPOCHS = (20, 40)
+HIGH_RATES = (1e-4, 3e-4, 1e-3)
 ALPHAS = (0.0, 0.5, 1.0)
 SEEDS = range(5)
 FIGURES = ("base", "new", "hm")
@@ -117,6 +120,20 @@ def report(results: Results, methods: Sequence[str]) -> None:
             print(f"| {other} | {alpha} | {cells} |")
 
 
+def rates(results: Results) -> None:
+    """What fine-tuning gains on base classes of a far style, and what it loses of new ones at too high a rate."""
+    print("| learning rate | α | B | N | HM |\n|---|---|---|---|---|")
+    for number, rate in enumerate(HIGH_RATES):
+        recipe = {"learning_rate": rate, "epochs": EPOCHS[0]}
+        runs = [results.measure(FAR, "finetune", recipe, seed) for seed in SEEDS]
+        for alpha in ("0", "0.5", "1") if number == 0 else ("0.5", "1"):
+            if alpha == "0":
+                print("| zero-shot | 0 | " + " | ".join(f"{runs[0]['0'][f]:.1f}" for f in FIGURES) + " |")
+                continue
+            cells = " | ".join(interval([r[alpha][f] for r in runs]) for f in FIGURES)
+            print(f"| {rate:g} | {alpha} | {cells} |")
+
+
 def interval(values: list[float]) -> str:
     """Mean ± half of Student's 95% interval with n − 1 degrees of freedom."""
     half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
@@ -125,14 +142,17 @@ def interval(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("tune", "report"))
+    parser.add_argument("what", choices=("tune", "report", "rates"))
     parser.add_argument("--model", default="clipfit-tiny")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="only these, for now")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = Results(HERE / "results" / args.what, args.model)
-    (tune if args.what == "tune" else report)(results, args.methods)
+    if args.what == "rates":
+        rates(results)
+    else:
+        (tune if args.what == "tune" else report)(results, args.methods)
 
 
 if __name__ == "__main__":

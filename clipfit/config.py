@@ -122,7 +122,11 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class EpisodesConfig:
-    """Everything `evaluate --episodes` is told. `part`: (k, n), this process takes every n-th episode from the k-th."""
+    """Everything `evaluate --episodes` is told.
+
+    part: (k, n), this process takes every n-th episode from the k-th. most_shots: episodes are drawn with room for so
+    many shots a class; None: the largest of `shots`.
+    """
 
     data: Path
     output: Path
@@ -132,6 +136,7 @@ class EpisodesConfig:
     episodes: int = 100
     way: int = 5
     shots: tuple[int, ...] = (1, 5)
+    most_shots: int | None = None
     query: int = 15
     alphas: tuple[float, ...] = (0.5, 1.0)
     seed: int = 0
@@ -148,11 +153,17 @@ class EpisodesConfig:
         _require(self.episodes >= 1, "there must be at least 1 episode", self.episodes)
         _require(self.way >= 2, "an episode needs at least 2 classes", self.way)
         _require(bool(self.shots) and min(self.shots) >= 1, "--shots must be at least 1", self.shots)
+        _require(self.room >= max(self.shots), "most_shots must not be less than the shots", self.most_shots)
         _require(self.query >= 1, "--query must be at least 1", self.query)
         _require(1 <= self.part[0] <= self.part[1], "--part is k/n with 1 ≤ k ≤ n", self.part)
         _require(0 <= self.seed < 2**40, "the seed must be a non-negative 40-bit integer", self.seed)
         for alpha in self.alphas:
             _require(0 <= alpha <= 1, "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", alpha)
+
+    @property
+    def room(self) -> int:
+        """Shots a class that an episode is drawn with room for."""
+        return max(self.shots) if self.most_shots is None else self.most_shots
 
 
 @dataclass(frozen=True)

@@ -76,21 +76,23 @@ def _label_sets(
     run: Run, found: LabelledImages, candidates: Sequence[Sample], config: EvaluateConfig, notes: list[str]
 ) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """The new classes, and each of the place's class names as a base or new class name (others are absent)."""
-    names = list(found.names.values())
+    # a folder that the run has a name for keeps it in another place too, unless a class file names that place's own
+    known = {} if config.classes else run.names
+    known_as = {name: known.get(folder, name) for folder, name in found.names.items()}
     present = {s.label for s in candidates}
     base_keys = {key_of(name) for name in run.base}
     if config.new_classes is None:
-        new = tuple(name for name in names if name in present and key_of(name) not in base_keys)
+        new = tuple(mine for name, mine in known_as.items() if name in present and key_of(mine) not in base_keys)
     else:
         listed = read_new_classes(config.new_classes)
         new = tuple(name for name in listed if key_of(name) not in base_keys)
         if not new:
             raise DataError(f"every class in {config.new_classes} was trained on: there is none that is new.")
         if len(new) < len(listed):
-            known = [name for name in listed if name not in new]
-            notes.append(f"{_some(known)}: listed as new, but trained on; counted as base")
+            trained = [name for name in listed if name not in new]
+            notes.append(f"{_some(trained)}: listed as new, but trained on; counted as base")
     by_key = {key_of(name): name for name in (*run.base, *new)}
-    label_of = {name: by_key[key_of(name)] for name in names if key_of(name) in by_key}
+    label_of = {name: by_key[key_of(mine)] for name, mine in known_as.items() if key_of(mine) in by_key}
     if config.new_classes is not None:
         provided = config.data is not None or found.test is not None
         without = [name for name in new if name not in {label_of.get(p) for p in present}]

@@ -110,6 +110,8 @@ def test_new_classes_are_read_in_order_and_once_each(tmp_path):
     file = tmp_path / "new.txt"
     file.write_text("\nzebra\n Ant lion \n")
     assert read_new_classes(file) == ("zebra", "Ant lion")
+    file.write_text("ice_cream\nt-shirt\n")  # as folders are called: no underscore belongs in a sentence
+    assert read_new_classes(file) == ("ice cream", "t-shirt")
     file.write_text("zebra\nZEBRA\n")
     with pytest.raises(DataError, match="unique"):
         read_new_classes(file)

@@ -43,6 +43,8 @@ def test_episodes_are_seeded_and_more_shots_contain_fewer():
     assert len({(e.classes, e.support, e.query) for e in drawn}) == 30
     assert {name for e in drawn for name in e.classes} == {"ant", "bee", "cow", "dog"}  # of elk there are too few
     assert module.draw(LABELS, config(seed=1), 1, 4) != one
+    alone = EpisodesConfig(Path("x"), Path("y"), ("zero-shot",), way=3, shots=(1,), most_shots=3, query=6)
+    assert module.draw(LABELS, alone, 1, 4) == one
 
 
 def test_too_few_classes_with_enough_images():

@@ -174,8 +174,8 @@ def test_people_read_tables_on_stderr_and_stdout_stays_empty(cli, split_run):
 def test_new_classes_are_matched_by_name(cli, split_run, tmp_path):
     (tmp_path / "new.txt").write_text("ELK\nant_lion\n")
     record = cli("evaluate", split_run, "--new-classes", "new.txt", "--json").document
-    assert record["new_classes"] == ["ELK", "ant_lion"]
-    assert {k: v["n"] for k, v in record["alphas"][0]["new"]["per_class"].items()} == {"ELK": 2, "ant_lion": 2}
+    assert record["new_classes"] == ["ELK", "ant lion"]
+    assert {k: v["n"] for k, v in record["alphas"][0]["new"]["per_class"].items()} == {"ELK": 2, "ant lion": 2}
     (tmp_path / "new.txt").write_text("elk\nDOG\n")
     record = cli("evaluate", split_run, "--new-classes", "new.txt", "--json").document
     assert record["new_classes"] == ["elk"]
@@ -241,6 +241,19 @@ def test_manifests_and_class_files_go_all_the_way(cli, models, flat, tmp_path):
     record = cli("evaluate", "--json").document
     assert record["base_classes"] == ["barn owl", "gold fish", "dog", "tabby"]
     assert record["alphas"][0]["base"]["n"] == 8
+
+    # the run's names hold for the same folders elsewhere, a class file of that place before them
+    more = make_classes(tmp_path / "more", {"owl": 2, "tabby_cat": 3, "barn owl": 1, "yak": 1}, seed=7)
+    (more / "barn owl").rename(more / "zebu")
+    record = cli("evaluate", "--data", more, "--json").document
+    counts = {name: c["n"] for name, c in record["alphas"][0]["base"]["per_class"].items()}
+    assert counts == {"barn owl": 2, "tabby": 3}
+    assert record["new_classes"] == ["yak", "zebu"]
+    (tmp_path / "theirs.txt").write_text("owl\tsnowy owl\nzebu\tbarn owl\ntabby_cat\ttabby\nyak\tyak\n")
+    record = cli("evaluate", "--data", more, "--classes", "theirs.txt", "--json").document
+    counts = {name: c["n"] for name, c in record["alphas"][0]["base"]["per_class"].items()}
+    assert counts == {"barn owl": 1, "tabby": 3}
+    assert record["new_classes"] == ["snowy owl", "yak"]
 
 
 def test_adapting_opens_no_image_but_the_shots(models, flat, tmp_path):

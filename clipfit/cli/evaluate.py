@@ -72,8 +72,8 @@ def command(
         place = output or Path("episodes") / data.resolve().name
         drawn = EpisodesConfig(
             data, place, tuple(method or DEFAULT_METHODS), model, pretrained, episodes, way,
-            parse_numbers("--shots", shots), query, ratios or (0.5, 1.0), seed, parse_part(part), classes, image_root,
-            skip_bad_images, batch_size, device=device,
+            parse_numbers("--shots", shots), None, query, ratios or (0.5, 1.0), seed, parse_part(part), classes,
+            image_root, skip_bad_images, batch_size, device=device,
         )  # fmt: skip
         compare(drawn, as_json)
         return

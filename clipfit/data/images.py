@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,19 +21,21 @@ from clipfit.errors import DataError
 def decode(path: Path) -> Image.Image:
     """An image file as an upright RGB picture; transparency shows white, 16-bit grey is scaled to 8.
 
+    Grey of more than 8 bits whose brightest pixel is 255 or less is taken for 8-bit values in a wider container.
+
     Raises:
         DataError: the file is missing or no readable image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                opened.load()
-                return _rgb(ImageOps.exif_transpose(opened))
+        with Image.open(path) as opened:
+            # Pillow only warns of these; turning its warning into an error is not safe with several threads
+            if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels are too many")
+            opened.load()
+            return _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombWarning,
-            Image.DecompressionBombError) as error:  # fmt: skip
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise DataError(f"image {path} cannot be read ({error}): replace it or pass --skip-bad-images.") from error
 
 

@@ -65,12 +65,12 @@ def _read_class_file(file: Path) -> dict[str, str]:
 
 
 def read_new_classes(file: Path) -> tuple[str, ...]:
-    """One class name a line.
+    """One class name a line; underscores become spaces, for a folder's name is often what is listed.
 
     Raises:
         DataError: the file is missing, empty, or names a class twice.
     """
-    names = [line.strip() for line in _read_text(file).splitlines() if line.strip()]
+    names = [" ".join(line.replace("_", " ").split()) for line in _read_text(file).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{file} names no class: expected one class name a line.")
     _refuse_twins({name: name for name in names})

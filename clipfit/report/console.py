@@ -71,23 +71,24 @@ class Console:
             epoch=f"{report.epoch}", losses=losses, pace=pace,
         )  # fmt: skip
         if not self._live and report.step * 10 // report.steps > (report.step - 1) * 10 // report.steps:
-            self._out.print(
-                f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}  {pace:.0f} images/s",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
+            measured = f"  {pace:.0f} images/s" if self._images else ""  # the first step only starts the clock
+            text = f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}{measured}"
+            self._out.print(text, markup=False, soft_wrap=True)
 
     def adapted(self, result: AdaptResult) -> None:
         """The summary of `adapt`."""
         self._stop()
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_row("method", f"{result.method} on {result.model}")
-        table.add_row("shots", f"{result.shots} of {result.classes} classes" + _skipped(result.skipped))
-        table.add_row("on the shots", f"zero-shot {result.zero_shot_accuracy:.1%} → {result.adapted_accuracy:.1%} at "
-                      f"α = {result.alpha:g} (no evidence of generalisation)")  # fmt: skip
-        table.add_row("files", f"{result.run}/model.safetensors (α = {result.alpha:g}), finetuned.safetensors (α = 1)")
-        table.add_row("time", f"{result.seconds:.0f} s")
-        table.add_row("next", f"clipfit evaluate {result.run}")
-        self._out.print(table, soft_wrap=True)
+        rows = {
+            "method": f"{result.method} on {result.model}",
+            "shots": f"{result.shots} of {result.classes} classes" + _skipped(result.skipped),
+            "on the shots": f"zero-shot {result.zero_shot_accuracy:.1%} → {result.adapted_accuracy:.1%} at "
+            f"α = {result.alpha:g} (no evidence of generalisation)",
+            "files": f"{result.run}/model.safetensors (α = {result.alpha:g}), finetuned.safetensors (α = 1)",
+            "time": f"{result.seconds:.0f} s",
+            "next": f"clipfit evaluate {result.run}",
+        }
+        for name, text in rows.items():
+            self._out.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
 
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""

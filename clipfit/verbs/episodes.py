@@ -134,14 +134,14 @@ def draw(labels: Sequence[str], config: EpisodesConfig, shots: int, number: int)
     Raises:
         DataError: fewer than `way` classes have enough images.
     """
-    need = max(config.shots) + config.query
+    need = config.room + config.query
     by_class: dict[str, list[int]] = defaultdict(list)
     for i, label in enumerate(labels):
         by_class[label].append(i)
     enough = sorted(name for name, at in by_class.items() if len(at) >= need)
     if len(enough) < config.way:
         raise DataError(
-            f"{config.way}-way episodes need {config.way} classes of at least {need} images ({max(config.shots)} shots "
+            f"{config.way}-way episodes need {config.way} classes of at least {need} images ({config.room} shots "
             f"and {config.query} queries), but {config.data} has {len(enough)}: lower --way, --shots or --query."
         )
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
@@ -194,7 +194,7 @@ def _require_same_settings(config: EpisodesConfig, backbone: Backbone, samples: 
     """Write down what the episodes are drawn from and by; a folder of results of other ones is refused."""
     digest = hashlib.sha256("\n".join(f"{s.label} {content_hash(s.path)}" for s in samples).encode()).hexdigest()
     record = {"model": backbone.source.sha256, "images": digest, "way": config.way, "query": config.query,
-              "most_shots": max(config.shots), "seed": config.seed}  # fmt: skip
+              "most_shots": config.room, "seed": config.seed}  # fmt: skip
     file = config.output / RECORD
     if file.exists() and checkpoint.read_json(file) != record:
         raise UsageError(
