@@ -43,7 +43,7 @@ class Sampler:
     A coloured set counts `colour` times: most sets have one colour.
     """
 
-    def __init__(self, icons: Icons, colour: int = 1):
+    def __init__(self, icons: Icons, colour: int = 3):
         by_concept: dict[str, dict[str, list[int]]] = collections.defaultdict(lambda: collections.defaultdict(list))
         for i, (prefix, concept) in enumerate(zip(icons.sets, icons.concepts, strict=True)):
             by_concept[concept][prefix].append(i)

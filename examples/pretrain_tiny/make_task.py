@@ -51,18 +51,26 @@ class Held:
         allowed = {s for g in json.loads((HERE / "sets.json").read_text())["held_out"].values() for s in g}
         assert {r[0] for r in self.rows} <= allowed
         self.spec, self.by_concept = spec, collections.defaultdict(list)
+        self.by_last_word = collections.defaultdict(list)  # of a set and an icon's name: one set draws many skulls
+        self.taken: set[int] = set()  # by an earlier task
         for i, (prefix, name, concept) in enumerate(self.rows):
             if wanted(prefix, name) and not any(fnmatch(f"{prefix}--{name}", p) for p in spec["not the class"]):
                 self.by_concept[concept].append(i)
+                self.by_last_word[prefix, name.split("-")[-1].removesuffix("s")].append(i)
 
     def hashes(self, at: list[int]) -> torch.Tensor:
         n = len(self.mono)
         return torch.cat([thumbnails(self.mono[i][None] if i < n else self.colour[i - n][None]) for i in at])
 
-    def drawings(self, name: str, rng: random.Random) -> list[list[int]]:
+    def pictures(self, name: str, task: dict) -> list[int]:
+        """Of icons with the class's name; in a task of one set, of icons whose name ends with it ("horned skull")."""
+        if "set" not in task:
+            return [i for concept in [name, *self.spec["also"].get(name, [])] for i in self.by_concept[concept]]
+        return [i for word in [name, *task["also"].get(name, [])] for i in self.by_last_word[task["set"], word]]
+
+    def drawings(self, name: str, task: dict, rng: random.Random) -> list[list[int]]:
         """The pictures of a class, grouped by drawing, in random order, without near repeats."""
-        at = [i for concept in [name, *self.spec["also"].get(name, [])] for i in self.by_concept[concept]]
-        at = sorted(set(at), key=lambda i: self.rows[i])
+        at = sorted({*self.pictures(name, task)} - self.taken, key=lambda i: self.rows[i])
         rng.shuffle(at)
         hashes = self.hashes(at)
         like = hashes @ hashes.T
@@ -85,30 +93,37 @@ def one_of_each_first(drawings: list[list[int]]) -> list[int]:
     return [d[turn] for turn in range(PER_DRAWING) for d in drawings if turn < len(d)]
 
 
-def split(name: str, drawings: list[list[int]], at_least: int, rng: random.Random) -> tuple[list[int], list[int]]:
+def split(name: str, drawings: list[list[int]], task: dict, rng: random.Random) -> tuple[list[int], list[int]]:
     """8 pictures of whole drawings to train on, the other drawings to test on."""
+    at_least, at_most = bounds(task)
     for _ in range(1000):
         rng.shuffle(drawings)
         sizes = np.cumsum([len(d) for d in drawings])
         if SHOTS in sizes and sizes[-1] - SHOTS >= at_least:
             cut = int(np.flatnonzero(sizes == SHOTS)[0]) + 1
-            return [i for d in drawings[:cut] for i in d], one_of_each_first(drawings[cut:])[:TEST_MAX]
+            return [i for d in drawings[:cut] for i in d], one_of_each_first(drawings[cut:])[:at_most]
     raise SystemExit(f"{name}: no split of {sizes[-1]} pictures in {len(drawings)} drawings")
+
+
+def bounds(task: dict) -> tuple[int, int]:
+    """Pictures of a class to test on: at least, at most."""
+    return task["test at least"], task.get("test at most", TEST_MAX)
 
 
 def choose(task: dict, held: Held) -> dict[str, dict[str, list[int]]]:
     chosen: dict[str, dict[str, list[int]]] = {"train": {}, "test": {}}
     for name in task["base"] + task["new"]:
         rng = random.Random(f"clipfit {name}")
-        drawings = held.drawings(name, rng)
+        drawings = held.drawings(name, task, rng)
         if name in task["base"]:
-            chosen["train"][name], chosen["test"][name] = split(name, drawings, task["test at least"], rng)
+            chosen["train"][name], chosen["test"][name] = split(name, drawings, task, rng)
         else:
-            chosen["test"][name] = one_of_each_first(drawings)[:TEST_MAX]
-        if len(chosen["test"][name]) < task["test at least"]:
+            chosen["test"][name] = one_of_each_first(drawings)[: bounds(task)[1]]
+        if len(chosen["test"][name]) < bounds(task)[0]:
             raise SystemExit(f"{name}: only {len(chosen['test'][name])} pictures to test on")
     train, test = ([i for at in chosen[part].values() for i in at] for part in ("train", "test"))
     assert len(set(train + test)) == len(train + test)
+    held.taken.update(train, test)
     likeness = held.hashes(test) @ held.hashes(train).T
     assert likeness.max() <= SAME_DRAWING, "a test picture is nearly identical to a training picture"
     return chosen
@@ -173,7 +188,8 @@ def contact_sheet(labelled: list[tuple[str, Image.Image]], path: Path, cell: int
     rows = collections.defaultdict(list)
     for label, picture in labelled:
         rows[label].append(picture.convert("RGB").resize((cell, cell)))
-    sheet = Image.new("RGB", (140 + cell * TEST_MAX, cell * len(rows)), "white")
+    longest = max(len(pictures) for pictures in rows.values())
+    sheet = Image.new("RGB", (140 + cell * longest, cell * len(rows)), "white")
     for y, (label, pictures) in enumerate(rows.items()):
         ImageDraw.Draw(sheet).text((4, y * cell + cell // 3), label, fill="black")
         for x, picture in enumerate(pictures):
@@ -187,7 +203,7 @@ def main(data: Path, sheets: Path | None) -> None:
     drawn_by = collections.defaultdict(set)
     for prefix, _, concept in json.loads((data / "train/index.json").read_text()):
         drawn_by[concept].add(prefix)
-    everything = [name for task in spec["tasks"].values() for name in task["base"] + task["new"]]
+    everything = [n for task in spec["tasks"].values() if "set" not in task for n in task["base"] + task["new"]]
     assert len(set(everything)) == len(everything), "a class is in two tasks"
     unknown = [name for name in everything if len(drawn_by[name]) < MIN_SETS]
     assert not unknown, f"fewer than {MIN_SETS} training sets draw {unknown}"

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loop import half
+
 EMBED_DIM = 128
 
 
@@ -51,5 +53,7 @@ class Teacher(nn.Module):
     def image(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, 64, 64) in 0…1 → (B, D), unit norm."""
         x = 4 * x - 2
-        x = self.features(x.contiguous(memory_format=torch.channels_last))
-        return F.normalize(self.project(x.mean((2, 3))), dim=1)
+        with half():
+            x = self.features(x.contiguous(memory_format=torch.channels_last))
+            x = self.project(x.mean((2, 3)))
+        return F.normalize(x.float(), dim=1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loop import half
+
 CONFIG = Path(__file__).parents[2] / "clipfit/assets/clipfit-tiny/open_clip_config.json"
 TEMPLATES = (
     "{}", "a {}", "a photo of a {}", "a photo of the {}", "an icon of a {}", "a drawing of a {}", "a picture of a {}",
@@ -17,6 +19,24 @@ TEMPLATES = (
 
 def build() -> open_clip.CLIP:
     return open_clip.CLIP(**json.loads(CONFIG.read_text())["model_cfg"])
+
+
+def blocks(transformer: nn.Module, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """open_clip's residual blocks, (n, L, width) → the same shape.
+
+    Attention as two plain products: for a few dozen tokens torch's fused kernel takes longer on a CPU.
+    """
+    with half():
+        for block in transformer.resblocks:
+            attn = block.attn
+            qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+            q, k, v = qkv.float().unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (n, heads, L, 64)
+            with torch.autocast("cpu", enabled=False):
+                scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+                seen = (scores if mask is None else scores + mask).softmax(-1) @ v
+            x = x + attn.out_proj(seen.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+    return x.float()
 
 
 class TextPart(nn.Module):
@@ -34,8 +54,9 @@ class TextPart(nn.Module):
         ends = tokens.argmax(1)
         length = int(ends.max()) + 1
         x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
-        x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask[:length, :length]))
-        return F.normalize(x[torch.arange(len(x)), ends] @ self.text_projection, dim=1)
+        x = blocks(self.transformer, x, self.attn_mask[:length, :length])
+        x = self.ln_final(x[torch.arange(len(x)), ends])
+        return F.normalize(x @ self.text_projection, dim=1)
 
 
 def positions(grid: int, width: int) -> torch.Tensor:
@@ -71,7 +92,7 @@ class VisionPart(nn.Module):
             chosen = detail.topk(keep, dim=1).indices
             patches = patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[2]))
         first = (v.class_embedding + v.positional_embedding[0]).expand(len(x), 1, -1)
-        tokens = v.transformer(v.ln_pre(torch.cat([first, patches], 1)))
+        tokens = blocks(v.transformer, v.ln_pre(torch.cat([first, patches], 1)))
         return F.normalize(v.ln_post(tokens[:, 0]) @ v.proj, dim=1)
 
     def grow_from(self, weights: dict[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Pre-train clipfit-tiny: python train.py DATA OUT --stage teacher|text|image|settle [--steps N] [--batch N]
+"""Pre-train clipfit-tiny: torchrun --nproc-per-node 2 train.py DATA OUT --stage STAGE [--steps N] [--batch N]
 
 Stages, in order (each is resumed where it stopped):
   teacher  a convolutional network and a bag of words: full softmax over all concepts, 64 px
@@ -21,7 +21,7 @@ from probe import CLASSES, probe
 from teacher import Teacher
 from tiny import TEMPLATES, TextPart, VisionPart, build
 
-DEFAULT_STEPS = {"teacher": 4000, "text": 3000, "image32": 3000, "image": 3000, "settle": 500}
+DEFAULT_STEPS = {"teacher": 8000, "text": 1200, "image32": 4000, "image": 4500, "settle": 1200}
 
 
 def zero_shot(encode: Callable[[torch.Tensor], torch.Tensor], text: torch.Tensor, held: Icons) -> str:
@@ -136,7 +136,7 @@ def train_image(data: Path, out: Path, steps: int, batch: int, side: int, tokens
 def train_settle(data: Path, out: Path, steps: int, batch: int) -> None:
     """Both towers, every token: softmax over the batch's concepts and as many others, still leaning on the teacher."""
     icons, held = Icons(data / "train"), Icons(data / "held")
-    sampler = Sampler(icons, colour=3)
+    sampler = Sampler(icons)
     teacher = load_teacher(out, sampler.vocabulary)
     text, scale = teacher.text(), teacher.log_scale.exp()
     clip = build()
@@ -182,11 +182,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stage", required=True, choices=sorted(DEFAULT_STEPS))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64, help="pictures a step in each process")
     parser.add_argument("--tokens", type=int, default=64, help="patches kept, the most detailed first (image)")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if loop.PROCESSES > 1:
+        torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     steps = args.steps or DEFAULT_STEPS[args.stage]
     if args.stage == "teacher":
