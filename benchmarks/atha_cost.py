@@ -16,8 +16,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from clipfit.backbone import Additions, Backbone, Source
+from clipfit.backbone import Additions, Backbone
 from clipfit.prompts import prompts
+from clipfit.sources import Source
 from clipfit.token_edits import EditSettings
 
 MODEL = "ViT-B-32"

@@ -1,19 +1,12 @@
-"""The one place that knows open_clip: loading a pre-trained CLIP, encoding images and texts, preprocessing."""
+"""A CLIP of open_clip's and what belongs to it: loading, encoding images and texts, what is attached to it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import functools
-import hashlib
-import json
-import logging
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import open_clip
@@ -24,29 +17,20 @@ from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from clipfit.errors import ModelError, UsageError
+from clipfit.sources import (
+    OFFLINE_HELP,
+    Source,
+    find,
+    first_line,
+    geometry_of,
+    plain,
+    quiet,
+    state_sha256,
+    tokenizer_of,
+)  # fmt: skip
 from clipfit.token_edits import EditSettings, Look, TokenEdits, invert_head, look
 
-LOCAL_DIR = "local-dir:"
-DEFAULT_TAG = "openai"
-TINY = "clipfit-tiny"
-TINY_FOLDER = Path(__file__).parent / "assets" / TINY
 ADDED = "clipfit."  # before the names of tensors that open_clip's CLIP does not have
-OFFLINE_HELP = (
-    "without a network use --model clipfit-tiny (ships with clipfit), --model local-dir:FOLDER "
-    "(an open_clip_config.json beside its weights) or --pretrained FILE.safetensors"
-)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where pre-trained weights came from, and what they are: enough to load the same ones again."""
-
-    model: str
-    pretrained: str | None
-    sha256: str  # of all tensors after loading: see state_sha256
-    model_cfg: Mapping[str, Any]  # open_clip's architecture, with the activation the weights were trained with
-    preprocess_cfg: Mapping[str, Any]
-    adapt_defaults: Mapping[str, Any] = field(default_factory=dict)  # the model's own recipe, see config.Recipe
 
 
 @dataclass(frozen=True)
@@ -85,8 +69,8 @@ class Backbone:
         self.context: torch.nn.Parameter | None = None  # (words, text width)
         self.additions = Additions()
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
-        self._tokenizer = _tokenizer(source)
-        self._geometry = _geometry(source)
+        self._tokenizer = tokenizer_of(source)
+        self._geometry = geometry_of(source)
         visual_size = model.visual.image_size
         self.image_size: tuple[int, int] = visual_size if isinstance(visual_size, tuple) else (visual_size,) * 2
 
@@ -131,7 +115,7 @@ class Backbone:
                 for name, tensor in added.items():
                     tensor.copy_(state[name])
         except RuntimeError as error:
-            raise ModelError(f"the weights do not fit {self.source.model}: {_first_line(error)}.") from error
+            raise ModelError(f"the weights do not fit {self.source.model}: {first_line(error)}.") from error
 
     def _added(self) -> dict[str, torch.Tensor]:
         added = dict(self.edits.state_dict(prefix=ADDED)) if self.edits else {}
@@ -333,16 +317,6 @@ class Backbone:
         return out
 
 
-def _geometry(source: Source) -> list[Any]:
-    """The part of open_clip's own evaluation transform that comes before ToTensor and Normalize."""
-    cfg = open_clip.transform.PreprocessCfg(**source.preprocess_cfg)
-    steps = open_clip.transform.image_transform_v2(cfg, is_train=False).transforms
-    kinds = [type(step).__name__ for step in steps]
-    if not kinds[-2].endswith("ToTensor") or kinds[-1] != "Normalize":
-        raise ModelError(f"this open_clip preprocesses in an unknown way ({', '.join(kinds)}); please report it.")
-    return list(steps[:-2])
-
-
 def load(model: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Backbone:
     """Load a pre-trained CLIP.
 
@@ -354,25 +328,15 @@ def load(model: str, pretrained: str | None = None, device: torch.device | str =
         UsageError: no such model or tag; the nearest names are given.
         ModelError: the weights cannot be had or do not fit, or the model is not of open_clip's CLIP class.
     """
-    name, folder = model, None
-    if model == TINY:
-        folder, pretrained = TINY_FOLDER, None
-    elif model.startswith(LOCAL_DIR):
-        folder, pretrained = Path(model.removeprefix(LOCAL_DIR)).expanduser(), None
-    if folder is not None:
-        record = _folder_record(folder)
-        name = f"{LOCAL_DIR}{folder}"
-    else:
-        pretrained = pretrained or DEFAULT_TAG
-        record = _builtin_record(model, pretrained)
+    name, pretrained, record = find(model, pretrained)
     create = {"model_name": name, "pretrained": pretrained, "require_pretrained": True}
-    with _quiet():
+    with quiet():
         try:
             loaded = open_clip.create_model(**create, quick_gelu=record["model_cfg"]["quick_gelu"])
         except Exception as error:
             raise ModelError(
                 f"the weights of {model}{f' / {pretrained}' if pretrained else ''} cannot be loaded "
-                f"({_first_line(error)}); {OFFLINE_HELP}."
+                f"({first_line(error)}); {OFFLINE_HELP}."
             ) from error
     if type(loaded) is not open_clip.CLIP:
         raise ModelError(f"{model} is a {type(loaded).__name__}; clipfit adapts models of open_clip's CLIP class only.")
@@ -381,7 +345,7 @@ def load(model: str, pretrained: str | None = None, device: torch.device | str =
         pretrained=pretrained,
         sha256=state_sha256(loaded.state_dict()),
         model_cfg=record["model_cfg"],
-        preprocess_cfg=_plain(open_clip.get_model_preprocess_cfg(loaded)),
+        preprocess_cfg=plain(open_clip.get_model_preprocess_cfg(loaded)),
         adapt_defaults=record.get("adapt", {}),
     )
     return Backbone(loaded, source, torch.device(device))
@@ -394,7 +358,7 @@ def rebuild(
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A backbone from recorded facts and weights, without the pre-trained ones."""
-    with _quiet():
+    with quiet():
         model = open_clip.CLIP(**copy.deepcopy(dict(source.model_cfg)))
     backbone = Backbone(model, source, torch.device(device))
     if additions:
@@ -418,117 +382,7 @@ def reload(source: Source, device: torch.device | str = "cpu") -> Backbone:
     return backbone
 
 
-def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all tensors in order of name: the same for every container."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` → CUDA if there is one, else the CPU.
-
-    Raises:
-        UsageError: the named device does not exist.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} cannot be used here ({_first_line(error)}); try --device cpu.") from error
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` → bf16 on a CUDA device with native bf16, else fp32 (a CPU without it is hundreds of times slower)."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-
-
-def _builtin_record(model: str, pretrained: str) -> dict[str, Any]:
-    if ":" in model:
-        raise UsageError(f"{model!r} cannot be loaded directly: download its folder and pass --model local-dir:FOLDER.")
-    model = model.replace("/", "-")  # as open_clip reads "ViT-B/16"
-    config = open_clip.get_model_config(model)
-    if config is None:
-        raise UsageError(f"unknown model {model!r}{_nearest(model, [TINY, *open_clip.list_models()])}.")
-    config.setdefault("quick_gelu", False)
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
-    if tag:
-        # the activation belongs to the weights, not to the name (open_clip #771)
-        config["quick_gelu"] = bool(tag.get("quick_gelu", False))
-    elif Path(pretrained).is_file():
-        beside = Path(pretrained).with_name("open_clip_config.json")
-        if beside.is_file():
-            config["quick_gelu"] = bool(_folder_record(beside.parent)["model_cfg"]["quick_gelu"])
-    else:
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        raise UsageError(
-            f"{pretrained!r} is neither a file nor a pretrained tag of {model}{_nearest(pretrained, tags)}; "
-            f"its tags are {', '.join(tags) or 'none'}."
-        )
-    return {"model_cfg": config}
-
-
-def _folder_record(folder: Path) -> dict[str, Any]:
-    file = folder / "open_clip_config.json"
-    try:
-        record = json.loads(file.read_text("utf-8"))
-        record["model_cfg"].setdefault("quick_gelu", False)
-        extra = folder / "clipfit.json"
-        if extra.is_file():
-            record["adapt"] = json.loads(extra.read_text("utf-8")).get("adapt", {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} is no model folder: it needs {file.name} and weights ({error}).") from error
-    return dict(record)
-
-
-def _tokenizer(source: Source) -> Any:
-    text = source.model_cfg["text_cfg"]
-    if text.get("hf_tokenizer_name"):
-        with _quiet():
-            try:
-                return open_clip.get_tokenizer(source.model)
-            except Exception as error:
-                raise ModelError(f"the tokenizer of {source.model} cannot be had ({_first_line(error)}).") from error
-    context = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
-    return open_clip.SimpleTokenizer(context_length=context, **(text.get("tokenizer_kwargs") or {}))
-
-
 def _kind(visual: torch.nn.Module) -> str:
     trunk = getattr(visual, "trunk", visual)
     pooled = " with attentional pooling" if isinstance(visual, VisionTransformer) else ""
     return f"a {type(trunk).__name__}{pooled}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's types only: tuples become lists."""
-    return dict(json.loads(json.dumps(dict(cfg))))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:;")[:300]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs through the root logger; what matters of it reaches people as our own errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

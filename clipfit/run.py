@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from clipfit import checkpoint
-from clipfit.backbone import Additions, Backbone, Source, reload
+from clipfit.backbone import Additions, Backbone, reload
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
+from clipfit.sources import Source
 from clipfit.token_edits import EditSettings
 
 RUNS = Path("runs")

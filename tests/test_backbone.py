@@ -12,7 +12,7 @@ import torch
 from conftest import TEXT, VISION, make_model, picture
 from safetensors.torch import load_file, save_file
 
-from clipfit import ModelError, UsageError
+from clipfit import ModelError, UsageError, devices, sources
 from clipfit import backbone as backbones
 
 SENTENCES = ["a photo of a cat", "a photo of a long haired dachshund", "a photo of an owl", "b"]
@@ -224,15 +224,15 @@ def test_other_weights_in_the_same_place_are_noticed(tmp_path):
 
 def test_the_hash_is_that_of_names_shapes_types_and_values():
     state = {"a": torch.arange(6.0), "b": torch.tensor(3)}
-    known = backbones.state_sha256(state)
-    assert backbones.state_sha256(dict(reversed(state.items()))) == known
+    known = sources.state_sha256(state)
+    assert sources.state_sha256(dict(reversed(state.items()))) == known
     others = [
         {"a": torch.arange(6.0), "c": torch.tensor(3)},
         {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
         {"a": torch.arange(6.0), "b": torch.tensor(3, dtype=torch.int32)},
         {"a": -torch.arange(6.0), "b": torch.tensor(3)},
     ]
-    assert len({known, *map(backbones.state_sha256, others)}) == 5
+    assert len({known, *map(sources.state_sha256, others)}) == 5
 
 
 def test_states_of_another_shape_are_refused(vit):
@@ -243,8 +243,8 @@ def test_states_of_another_shape_are_refused(vit):
 
 
 def test_devices_and_precision():
-    assert backbones.resolve_device("cpu").type == "cpu"
+    assert devices.resolve_device("cpu").type == "cpu"
     with pytest.raises(UsageError, match=r"device 'warp' cannot be used here .*--device cpu"):
-        backbones.resolve_device("warp")
-    assert backbones.resolve_precision("auto", torch.device("cpu")) == "fp32"
-    assert backbones.resolve_precision("bf16", torch.device("cpu")) == "bf16"
+        devices.resolve_device("warp")
+    assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
+    assert devices.resolve_precision("bf16", torch.device("cpu")) == "bf16"

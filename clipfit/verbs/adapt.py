@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from clipfit import backbone as backbones
-from clipfit import checkpoint, methods, protocols, training
+from clipfit import checkpoint, devices, methods, protocols, sources, training
 from clipfit.backbone import Backbone
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
@@ -69,8 +69,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     target = target_folder(config.shots, method.name, config.output, config.overwrite)
 
     progress.say(f"loading {config.model}")
-    backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
-    backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
+    backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     counts = list(Counter(sample.label for sample in selection.shots).values())
     own = backbone.source.adapt_defaults
     plan = planned(method, options, config, own, counts)
@@ -178,7 +178,7 @@ def _config_record(config: AdaptConfig, plan: Plan, backbone: Backbone, shots: I
 def _prove(path: Path, backbone: Backbone) -> None:
     """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
     state, metadata = checkpoint.read_tensors(path)
-    source = backbones.Source(**metadata["pretrained"])
+    source = sources.Source(**metadata["pretrained"])
     again = backbones.rebuild(source, state, backbone.additions, backbone.device)
     again.precision = backbone.precision
     tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))

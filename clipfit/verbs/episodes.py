@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from clipfit import backbone as backbones
-from clipfit import checkpoint, methods, protocols
+from clipfit import checkpoint, devices, methods, protocols
 from clipfit.backbone import Backbone
 from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
 from clipfit.data import layout
@@ -103,8 +103,8 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     progress = progress or Silent()
     contenders = [Contender.parse(spec) for spec in config.contenders]
     found = layout.read(config.data, config.classes, config.image_root)
-    backbone = backbones.load(config.model, config.pretrained, backbones.resolve_device(config.device))
-    backbone.precision = backbones.resolve_precision(config.precision, backbone.device)
+    backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
     labels = [sample.label for sample in images.samples]
     _require_same_settings(config, backbone, images.samples)

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from clipfit import backbone as backbones
-from clipfit import held_out, protocols
+from clipfit import devices, held_out, protocols
 from clipfit.backbone import Backbone
 from clipfit.config import EvaluateConfig
 from clipfit.data.images import ImageStore
@@ -89,7 +88,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     progress = progress or Silent()
     run = open_run(config.run)
     test = held_out.assemble(run, config)
-    device = backbones.resolve_device(config.device)
+    device = devices.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
     backbone = run.pretrained(device)
     backbone.precision = str(run.config["precision"]) if device.type == run.config["device"] else "fp32"

@@ -1,0 +1,34 @@
+"""Where a model runs, and how precisely."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from clipfit.errors import UsageError
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` → CUDA if there is one, else the CPU.
+
+    Raises:
+        UsageError: the named device does not exist.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
+        ) from error
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` → bf16 on a CUDA device with native bf16, else fp32 (a CPU without it is hundreds of times slower)."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
