@@ -295,7 +295,8 @@ class Backbone:
     def _edit(self, block: int, class_tokens: torch.Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         assert self.edits is not None
         x, *rest = args  # (B, 1 + L, V)
-        patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
+        with torch.autocast(self.device.type, enabled=False):  # a ranking in bf16 would be one of ties
+            patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
         return (torch.cat([x[:, :1], patches], 1), *rest)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -14,10 +14,16 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
+@pytest.mark.parametrize(
+    ("method", "tuning"), [("cite", "full"), ("atha", "full"), ("cite+atha", "full"), ("atha", "lora")]
+)
 def test_adapting_and_evaluating_on_the_gpu(
-    precision: str, split: Path, models: dict[str, str], tmp_path: Path
+    method: str, tuning: str, precision: str, split: Path, models: dict[str, str], tmp_path: Path
 ) -> None:
-    result = adapt(AdaptConfig(split, model=models["vit"], device="cuda", precision=precision, output=tmp_path / "run"))
+    config = AdaptConfig(
+        split, method, models["vit"], tuning=tuning, device="cuda", precision=precision, output=tmp_path / "run"
+    )
+    result = adapt(config)
     rows = evaluate(EvaluateConfig(result.run, alphas=(0.0, 0.5, 1.0), device="cuda")).rows
     assert [row.alpha for row in rows] == [0.0, 0.5, 1.0]
     assert all(value == value for value in result.losses.values())

@@ -21,7 +21,7 @@ from probe import CLASSES, probe
 from teacher import Teacher
 from tiny import TEMPLATES, TextPart, VisionPart, build
 
-DEFAULT_STEPS = {"teacher": 8000, "text": 1200, "image32": 4000, "image": 4500, "settle": 1200}
+DEFAULT_STEPS = {"teacher": 8000, "text": 1200, "image32": 4000, "image": 4500, "settle": 800}
 
 
 def zero_shot(encode: Callable[[torch.Tensor], torch.Tensor], text: torch.Tensor, held: Icons) -> str:
