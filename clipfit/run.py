@@ -38,8 +38,8 @@ class Run:
     @property
     def additions(self) -> Additions:
         """What the run's models have beyond open_clip's CLIP."""
-        edits = self.config["edits"]
-        return Additions(EditSettings(**edits) if edits else None, self.config["context"])
+        edits = self.config.get("edits")  # runs of before had neither
+        return Additions(EditSettings(**edits) if edits else None, self.config.get("context"))
 
     @property
     def method(self) -> str:
@@ -161,7 +161,7 @@ def describe(config: Mapping[str, Any], base: Sequence[str], scale: float, alpha
         "classes": list(base),
         "template": config["recipe"]["template"],
         "logit_scale_exp": scale,
-        "edits": config["edits"],
-        "context": config["context"],
+        "edits": config.get("edits"),
+        "context": config.get("context"),
         "pretrained": config["pretrained"],
     }
