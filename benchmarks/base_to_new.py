@@ -3,7 +3,7 @@
     python benchmarks/base_to_new.py tune     learning rate and epochs of every method, on the three tuning tasks
     python benchmarks/base_to_new.py report   the example task: five seeds, α = 0, 0.5, 1, paired 95% intervals;
                                               the same for silhouettes, a far style, with three seeds
-    python benchmarks/base_to_new.py rates    plain fine-tuning to silhouettes at ever higher rates, three seeds
+    python benchmarks/base_to_new.py rates    plain fine-tuning to both far styles at ever higher rates, three seeds
 
 Settings are chosen on held-out images of benchmarks/tasks/{a,b,c} alone, by the harmonic mean at α = 0.5; the chosen
 ones are written down in clipfit/assets/clipfit-tiny/clipfit.json. `report` uses what stands there. Every finished run
@@ -29,7 +29,7 @@ from clipfit.backbone import load
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 TASKS = [HERE / "tasks" / name for name in "abc"]
-FAR = HERE / "tasks/silhouettes"
+FAR, HALFTONE = HERE / "tasks/silhouettes", HERE / "tasks/halftone"
 EXAMPLE = ROOT / "examples/shots"
 METHODS = ("finetune", "flyp", "cite")
 RATES = (3e-5, 1e-4, 3e-4)
@@ -127,16 +127,16 @@ def compare(runs: dict[str, list[Figures]]) -> None:
 
 def rates(results: Results) -> None:
     """What fine-tuning gains on base classes of a far style, and what it loses of new ones at too high a rate."""
-    print("| learning rate | α | B | N | HM |\n|---|---|---|---|---|")
-    for number, rate in enumerate(HIGH_RATES):
-        recipe = {"learning_rate": rate, "epochs": EPOCHS[0]}
-        runs = [results.measure(FAR, "finetune", recipe, seed) for seed in FAR_SEEDS]
-        for alpha in ("0", "0.5", "1") if number == 0 else ("0.5", "1"):
-            if alpha == "0":
+    for task in (HALFTONE, FAR):
+        print(f"\n{task.relative_to(ROOT)}\n\n| learning rate | α | B | N | HM |\n|---|---|---|---|---|")
+        for rate in HIGH_RATES:
+            recipe = {"learning_rate": rate, "epochs": EPOCHS[0]}
+            runs = [results.measure(task, "finetune", recipe, seed) for seed in FAR_SEEDS]
+            if rate == HIGH_RATES[0]:
                 print("| zero-shot | 0 | " + " | ".join(f"{runs[0]['0'][f]:.1f}" for f in FIGURES) + " |")
-                continue
-            cells = " | ".join(interval([r[alpha][f] for r in runs]) for f in FIGURES)
-            print(f"| {rate:g} | {alpha} | {cells} |")
+            for alpha in ("0.5", "1"):
+                cells = " | ".join(interval([r[alpha][f] for r in runs]) for f in FIGURES)
+                print(f"| {rate:g} | {alpha} | {cells} |")
 
 
 def interval(values: list[float]) -> str:

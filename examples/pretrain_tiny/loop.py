@@ -25,7 +25,7 @@ RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE
 
 
 def half() -> torch.autocast:
-    """The towers' products in bf16 where the processor has them: 2.4 times as fast as fp32 there, hopeless elsewhere."""
+    """Products in bf16 where the processor has them: 2.4 times as fast as fp32 there, hopeless elsewhere."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 

@@ -146,10 +146,19 @@ def small(picture: Image.Image) -> Image.Image:
     return greys
 
 
-def attribution(icons: list[Icon]) -> str:
+def halftone(picture: Image.Image, period: int = 6) -> Image.Image:
+    """As printed in black dots on a grid at 45°: a style that no icon set has."""
+    darkness = 1 - np.asarray(picture.convert("L")) / 255
+    y, x = np.mgrid[: picture.height, : picture.width]
+    screen = (2 + np.cos(2 * np.pi * (x + y) / period) + np.cos(2 * np.pi * (x - y) / period)) / 4  # 0…1
+    dots = 0.12 + 0.75 * darkness > screen  # white paper has small dots, black ink lets a little paper through
+    return Image.fromarray(~dots).convert("1")
+
+
+def attribution(icons: list[Icon], style: str) -> str:
     collections_ = json.loads((HERE / "node_modules/@iconify/json/collections.json").read_text())
     lines = ["# Where the pictures are from\n",
-             "Every picture is an icon of one of these sets, drawn on white at a small size, otherwise as",
+             "Every picture is an icon of one of these sets, drawn on white at a small size" + style + ", otherwise as",
              "published. A file `<set>--<icon>.png` is the icon `<icon>` of the set `<set>`.\n",
              "| set | name | author | licence (SPDX) | pictures |", "|---|---|---|---|---|"]  # fmt: skip
     count = collections.Counter(prefix for prefix, _ in icons)
@@ -171,6 +180,8 @@ def write(
     places = [(part, name, i) for part, classes in chosen.items() for name, at in classes.items() for i in at]
     icons = [(held.rows[i][0], held.rows[i][1]) for *_, i in places]
     pictures = render(icons, task["side"])
+    if task.get("style") == "halftone":
+        pictures = [halftone(picture) for picture in pictures]
     for part in ("train", "test"):
         shutil.rmtree(folder / part, ignore_errors=True)
     labelled = []
@@ -180,7 +191,7 @@ def write(
         picture.save(path, optimize=True)
         labelled.append((f"{part} {name}", picture))
     (folder / "new_classes.txt").write_text("".join(name.replace(" ", "_") + "\n" for name in sorted(task["new"])))
-    (folder / "ATTRIBUTION.md").write_text(attribution(icons))
+    (folder / "ATTRIBUTION.md").write_text(attribution(icons, f" as a {task['style']}" if "style" in task else ""))
     return labelled
 
 
@@ -203,12 +214,15 @@ def main(data: Path, sheets: Path | None) -> None:
     drawn_by = collections.defaultdict(set)
     for prefix, _, concept in json.loads((data / "train/index.json").read_text()):
         drawn_by[concept].add(prefix)
-    everything = [n for task in spec["tasks"].values() if "set" not in task for n in task["base"] + task["new"]]
+    own = [task for task in spec["tasks"].values() if "set" not in task and "like" not in task]
+    everything = [name for task in own for name in task["base"] + task["new"]]
     assert len(set(everything)) == len(everything), "a class is in two tasks"
     unknown = [name for name in everything if len(drawn_by[name]) < MIN_SETS]
     assert not unknown, f"fewer than {MIN_SETS} training sets draw {unknown}"
+    chosen_of: dict[str, dict[str, dict[str, list[int]]]] = {}
     for place, task in spec["tasks"].items():
-        chosen = choose(task, held)
+        task = spec["tasks"][task["like"]] | task if "like" in task else task  # the same icons in another style
+        chosen = chosen_of[place] = chosen_of[task["like"]] if "like" in task else choose(task, held)
         labelled = write(ROOT / place, task, chosen, held)
         size = sum(p.stat().st_size for p in (ROOT / place).rglob("*") if p.is_file())
         print(f"{place}: {len(labelled)} pictures, {size / 1e6:.2f} MB")
