@@ -16,12 +16,11 @@ from open_clip.transformer import VisionTransformer, text_global_pool
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from clipfit.errors import ModelError, UsageError
+from clipfit.errors import ModelError, UsageError, first_line
 from clipfit.sources import (
     OFFLINE_HELP,
     Source,
     find,
-    first_line,
     geometry_of,
     plain,
     quiet,
@@ -99,6 +98,10 @@ class Backbone:
         """θ: parameters and buffers by open_clip's names, then what is attached; detached, not copied."""
         return {name: tensor.detach() for name, tensor in {**self.model.state_dict(), **self._added()}.items()}
 
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """θ as it is now, copied."""
+        return {name: tensor.clone() for name, tensor in self.state().items()}
+
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set θ.
 
@@ -169,12 +172,16 @@ class Backbone:
             )
         self.edits, self.context, self.additions = None, None, Additions()
 
-    def frozen_copy(self) -> Backbone:
-        """An independent copy of the plain CLIP, nothing attached, whose weights never get a gradient."""
-        model = copy.deepcopy(self.model)
-        model.requires_grad_(False)
-        copied = Backbone(model, self.source, self.device)
+    def plain_copy(self) -> Backbone:
+        """An independent copy of the plain CLIP, nothing attached."""
+        copied = Backbone(copy.deepcopy(self.model), self.source, self.device)
         copied.precision = self.precision
+        return copied
+
+    def frozen_copy(self) -> Backbone:
+        """A plain copy whose weights never get a gradient."""
+        copied = self.plain_copy()
+        copied.model.requires_grad_(False)
         return copied
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:

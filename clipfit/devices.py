@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from clipfit.errors import UsageError
+from clipfit.errors import UsageError, first_line
 
 
 def resolve_device(device: str) -> torch.device:
@@ -22,9 +22,7 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu."
-        ) from error
+        raise UsageError(f"device {device!r} cannot be used here ({first_line(error)}); try --device cpu.") from error
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

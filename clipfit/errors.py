@@ -32,3 +32,8 @@ class NonFiniteError(ClipfitError):
     """A loss or a weight that is not a finite number."""
 
     exit_code = 6
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, short enough to stand inside a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:;")[:300]

@@ -16,7 +16,7 @@ from typing import Any
 import open_clip
 import torch
 
-from clipfit.errors import ModelError, UsageError
+from clipfit.errors import ModelError, UsageError, first_line
 
 LOCAL_DIR = "local-dir:"
 DEFAULT_TAG = "openai"
@@ -131,10 +131,6 @@ def plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:;")[:300]
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def optimisers_of(backbone: Backbone, extra: Sequence[Extra], recipe: Recipe) ->
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(parameter_groups(backbone, by_adamw, recipe))]
     for e in extra:
         if e.momentum is not None:
-            rate = recipe.learning_rate if e.learning_rate is None else e.learning_rate
+            rate = e.rate(recipe.learning_rate)
             optimisers.append(torch.optim.SGD(e.parameters, rate, e.momentum, weight_decay=e.weight_decay))
     return optimisers
 
@@ -104,7 +104,7 @@ def parameter_groups(backbone: Backbone, extra: Iterable[Extra], recipe: Recipe)
         {"params": vectors, "lr": recipe.learning_rate, "weight_decay": 0.0},
     ]
     for e in extra:
-        rate = recipe.learning_rate if e.learning_rate is None else e.learning_rate
+        rate = e.rate(recipe.learning_rate)
         groups.append({"params": list(e.parameters), "lr": rate, "weight_decay": e.weight_decay})
     return groups
 

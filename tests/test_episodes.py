@@ -105,6 +105,24 @@ def test_a_finished_episode_is_never_run_again_and_processes_share_the_work(mode
     assert fresh.rows == whole.rows
 
 
+def test_ctrl_c_says_what_is_kept(cli, models, place, tmp_path, monkeypatch):
+    real, ran = module._run, []
+
+    def second_is_interrupted(*arguments):
+        if ran:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_run", second_is_interrupted)
+    run = cli("evaluate", "--episodes", 2, "--data", place, *QUICK, models["vit"], "--method", "zero-shot")
+    assert run.code == 130
+    assert run.stderr.splitlines()[-1] == (
+        "interrupted: finished episodes are kept in episodes/zoo; the same command goes on from there"
+    )
+    assert len(list((tmp_path / "episodes/zoo").glob("*shot--*.json"))) == 1
+
+
 def test_results_of_other_settings_are_not_mixed(cli, models, place):
     command = ("evaluate", "--episodes", 1, "--data", place, *QUICK, models["vit"], "--method", "zero-shot")
     assert cli(*command).code == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec
 
 import typer
@@ -26,8 +27,8 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
         except ClipfitError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted: nothing was written", err=True)
+        except KeyboardInterrupt as interrupt:
+            typer.echo(f"interrupted: {str(interrupt) or 'nothing was written'}", err=True)
             raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -42,6 +43,15 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+@contextlib.contextmanager
+def keeping(what: str) -> Iterator[None]:
+    """For a command that Ctrl-C leaves something of: say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(what) from None
 
 
 def print_json(document: Mapping[str, Any]) -> None:

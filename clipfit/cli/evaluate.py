@@ -7,13 +7,11 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import keeping, print_json
 from clipfit.config import EpisodesConfig, EvaluateConfig, parse_alphas, parse_numbers, parse_part
 from clipfit.errors import UsageError
 
 ARG, OPT = typer.Argument, typer.Option
-
-
 DEFAULT_METHODS = ("zero-shot", "finetune", "cite", "atha")
 
 
@@ -22,7 +20,8 @@ def compare(config: EpisodesConfig, as_json: bool) -> None:
     from clipfit import episodes
     from clipfit.report.console import Console
 
-    with Console() as console:
+    kept = f"finished episodes are kept in {config.output}; the same command goes on from there"
+    with keeping(kept), Console() as console:
         report = episodes(config, console)
         console.compared(report)
     if as_json:

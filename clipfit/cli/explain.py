@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import keeping, print_json
 from clipfit.config import ExplainConfig, parse_numbers
 
 ARG, OPT = typer.Argument, typer.Option
@@ -28,7 +28,7 @@ def command(
     from clipfit.report.picture import picture
 
     chosen = None if blocks is None else parse_numbers("--blocks", blocks)
-    with Console() as console:
+    with keeping("the pictures drawn so far are kept"), Console() as console:
         result = explain(ExplainConfig(run, tuple(images), new_classes, chosen, alpha, output), picture, console)
         console.explained(result)
     if as_json:

@@ -40,6 +40,10 @@ class Extra:
     weight_decay: float = 0.0
     momentum: float | None = None
 
+    def rate(self, usual: float) -> float:
+        """Its learning rate, where the recipe's is `usual`."""
+        return usual if self.learning_rate is None else self.learning_rate
+
 
 class Objective(Protocol):
     """Losses of a batch, and what is trained beside the CLIP."""

@@ -158,23 +158,21 @@ def _run(
     config: EpisodesConfig, backbone: Backbone, images: ImageStore, episode: Episode, contender: Contender
 ) -> dict[str, float]:
     """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
-    model = backbone.frozen_copy()
-    template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
     if contender.spec == ZERO_SHOT:
-        return {"0": _accuracy(model, images, episode, template, config.batch_size)}
-    model.model.requires_grad_(True)
-    model.model.logit_scale.requires_grad_(False)
+        template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
+        return {"0": _accuracy(backbone, images, episode, template, config.batch_size)}
+    model = backbone.plain_copy()
     method = methods.find(contender.method)
     told = AdaptConfig(config.data, method.name, tuning=contender.tuning, recipe=contender.recipe)
     options = method.configure(contender.options)
     shots = [len(at) for at in episode.support]
     planned = plan(method, options, told, backbone.source.adapt_defaults, shots)
     model.attach(planned.additions)
-    pretrained = {key: tensor.clone() for key, tensor in model.state().items()}
+    pretrained = model.snapshot()
     support = Chosen(images, [i for at in episode.support for i in at])
     labels = [c for c, count in enumerate(shots) for _ in range(count)]
     fit(model, planned, episode.classes, support, labels, config.seed + episode.number)
-    finetuned = {key: tensor.clone() for key, tensor in model.state().items()}
+    finetuned = model.snapshot()
     measured = {}
     for alpha in config.alphas:
         model.load_state(interpolate(pretrained, finetuned, alpha))

@@ -92,7 +92,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     progress.say(f"loading {run.source.model} on {device}")
     backbone = run.pretrained(device)
     backbone.precision = str(run.config["precision"]) if device.type == run.config["device"] else "fp32"
-    pretrained = {name: tensor.clone() for name, tensor in backbone.state().items()}
+    pretrained = backbone.snapshot()
     finetuned = {name: tensor.to(device) for name, tensor in run.finetuned().items()}
 
     progress.say(f"decoding {len(test.samples)} images")

@@ -76,11 +76,12 @@ def explain(
     blocks = _blocks(config, model)
     output = config.output or run.path / f"explain-{alpha:g}"
     checkpoint.require_room(output, 0)
+    texts = protocols.texts(model, names, run.template)
     pictures: list[Path] = []
     predictions: list[dict[str, Any]] = []
     for path in config.images:
         progress.say(f"{path}")
-        found = _explained(model, path, names, run.template, blocks)
+        found = _explained(model, path, names, texts, blocks)
         picture = output / f"{len(pictures) + 1:03d}-{path.stem}.png"
         draw(found).save(picture)
         pictures.append(picture)
@@ -89,12 +90,11 @@ def explain(
     return Explained(run.path, alpha, tuple(pictures), tuple(predictions))
 
 
-def _explained(model: Backbone, path: Path, names: list[str], template: str, blocks: tuple[int, ...]) -> Explanation:
+def _explained(model: Backbone, path: Path, names: list[str], texts: Texts, blocks: tuple[int, ...]) -> Explanation:
     assert model.edits is not None
     seen = model.geometry(decode(path))  # (3, H, W)
-    t, z = protocols.texts(model, names, template)
-    u, looks = model.looks(model.normalize(seen[None]), Texts(t, z))
-    probabilities = (model.scale * u @ t.to(u).T).softmax(1)[0]  # (C,)
+    u, looks = model.looks(model.normalize(seen[None]), texts)
+    probabilities = (model.scale * u @ texts.embeddings.to(u).T).softmax(1)[0]  # (C,)
     return Explanation(
         path, to_pil_image(seen), tuple(names), tuple(probabilities.tolist()), model.patch_grid,
         {block: Look(*(part[0] for part in looks[block])) for block in blocks},
