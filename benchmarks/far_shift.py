@@ -8,6 +8,7 @@ for CLIP-LoRA's 500 steps a shot, which become 100 steps on all shots at once, a
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,29 @@ from sklearn.datasets import load_digits
 
 from clipfit import EpisodesConfig, episodes
 from clipfit.config import parse_part
-from clipfit.progress import Progress
+from clipfit.metrics import estimate
 from clipfit.report.console import Console
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
 NAMES = "zero one two three four five six seven eight nine".split()
 PER_DIGIT = 60
-MANY = ("zero-shot", "finetune", "finetune+lora:epochs=100,batch_size=25", "atha", "atha+lora")
+WHOLE = ("zero-shot", "finetune", "atha", "atha+lora")
 FEW = ("atha:head_ratio=0", "atha:tail_ratio=0", "cite", "cite+atha")  # tail only, head only
-COUNTS = ((MANY, 1, 60), (FEW, 1, 30), (MANY + FEW, 5, 30))  # contenders, shots, episodes
+LORA = "finetune+lora"  # CLIP-LoRA's own 500 steps a shot: at 1 shot as it is, at 5 shots
+LORA_AT_5 = "finetune+lora:epochs=100,batch_size=5"  # 500 steps of 5 images instead of 2,500 of 25
+RUNS = (  # contenders, shots, episodes
+    (WHOLE, 1, 60),
+    ((LORA,), 1, 60),
+    (FEW, 1, 30),
+    (WHOLE + FEW, 5, 30),
+    ((LORA_AT_5,), 5, 30),
+)
 
 
 def digits() -> Path:
     """load_digits as a folder of pictures, black on white, one folder a class; the first PER_DIGIT of each."""
-    folder = RESULTS / "digits"
+    folder = HERE / "results/images/digits"
     found = load_digits()
     for label, name in enumerate(NAMES):
         (folder / f"number {name}").mkdir(parents=True, exist_ok=True)
@@ -48,22 +57,57 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for data in (digits(), HERE / "tasks/silhouettes"):
-        with Console() as console:
-            for contenders, shots, count in COUNTS:
-                show(data, contenders, shots, count, args.what == "run", args.part, console)
+    if args.what == "run":
+        run(parse_part(args.part))
+    else:
+        report()
 
 
-def show(
-    data: Path, contenders: tuple[str, ...], shots: int, count: int, running: bool, part: str, console: Console
-) -> None:
-    progress: Progress | None = console if running else None
-    named = ("zero-shot", *(c for c in contenders if c != "zero-shot"))
-    config = EpisodesConfig(
-        data, RESULTS / data.name / "episodes", named, "clipfit-tiny", episodes=count, shots=(shots,), most_shots=5,
-        part=parse_part(part) if running else (count + 1, count + 1),
-    )  # fmt: skip
-    console.compared(episodes(config, progress))
+def run(part: tuple[int, int]) -> None:
+    """Every episode of RUNS that is not finished yet."""
+    for contenders, shots, count in RUNS:
+        for data in (digits(), HERE / "tasks/silhouettes"):
+            config = EpisodesConfig(
+                data, RESULTS / data.name, contenders, "clipfit-tiny", episodes=count, shots=(shots,), most_shots=5,
+                part=part,
+            )  # fmt: skip
+            with Console() as console:
+                episodes(config, console)
+
+
+def report() -> None:
+    """A table for each kind of picture and number of shots; differences at α = 1, paired over the same episodes."""
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for shots in sorted({shots for _, shots, _ in RUNS}):
+            found = {c: finished(folder, c, shots) for contenders, s, _ in RUNS if s == shots for c in contenders}
+            print(f"\n{folder.name}, 5-way, {shots}-shot\n")
+            print(
+                "| method | α = 0.5 | α = 1 | minus zero-shot | minus finetune | episodes |\n|---|---|---|---|---|---|"
+            )
+            for contender, at in found.items():
+                last = "0" if contender == "zero-shot" else "1"
+                cells = [
+                    interval([r.get("0.5", r[last]) for r in at.values()]),
+                    interval([r[last] for r in at.values()]),
+                ]
+                for baseline, its_last in (("zero-shot", "0"), ("finetune", "1")):
+                    pairs = [(r[last], found[baseline][n][its_last]) for n, r in at.items() if n in found[baseline]]
+                    cells.append("" if contender == baseline else interval([mine - other for mine, other in pairs]))
+                print(f"| {contender} | {' | '.join(cells)} | {len(at)} |")
+
+
+def finished(folder: Path, contender: str, shots: int) -> dict[int, dict[str, float]]:
+    """Episode → α → accuracy."""
+    paths = sorted(folder.glob(f"{contender.replace(':', '--')}--{shots}-shot--*.json"))
+    return {int(path.stem[-5:]): json.loads(path.read_text())["accuracy"] for path in paths}
+
+
+def interval(values: list[float]) -> str:
+    """Percent, ± half of Student's 95% interval."""
+    found = estimate(values)
+    if found.mean is None:
+        return ""
+    return f"{100 * found.mean:.1f}" + ("" if found.half_width is None else f" ± {100 * found.half_width:.1f}")
 
 
 if __name__ == "__main__":
