@@ -77,18 +77,25 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Make the folder where it is missing, and make sure that `size` bytes are free there.
+    """Make sure that the folder can be made where it is missing, and that `size` bytes are free there; leaves nothing.
 
     Raises:
         DataError: it cannot be made, or the disk is too full.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise DataError(f"{folder} cannot be created: {error.strerror or error}.") from error
+    missing = _missing(folder)
+    make_folder(folder)
+    free = shutil.disk_usage(folder).free
+    _remove_empty(missing)
     if free < size:
         raise DataError(f"{folder} needs {size / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left: make room.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder where it is missing. Raises DataError when it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be created: {error.strerror or error}.") from error
 
 
 @contextlib.contextmanager
@@ -98,7 +105,7 @@ def building(target: Path) -> Iterator[Path]:
     Raises:
         DataError: it cannot be made or moved into place.
     """
-    part = target.with_name(f".{target.name}.part")
+    part, missing = target.with_name(f".{target.name}.part"), _missing(target.parent)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -110,6 +117,18 @@ def building(target: Path) -> Iterator[Path]:
         raise DataError(f"{target} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        _remove_empty(missing)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """What would have to be made for the folder to exist, the folder itself first."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:

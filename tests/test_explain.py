@@ -113,6 +113,12 @@ def test_the_command_writes_a_picture_an_image(cli, atha_run, split, tmp_path):
     assert more["alpha"] == 1.0
 
 
+def test_a_listed_class_that_was_trained_on_is_one_candidate(atha_run, image, tmp_path):
+    (tmp_path / "names.txt").write_text("Dog\nant lion\n")
+    found = found_by(atha_run, image, new_classes=tmp_path / "names.txt", output=tmp_path / "out")
+    assert found.classes == ("bee", "cow", "dog", "ant lion")
+
+
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, atha_run, image, split, models, tmp_path):
     cli("explain", atha_run, image, "--blocks", "2").fails(2, "0 to 1", "found 2")
     cli("explain", atha_run, image, "--blocks", "x").fails(2, "--blocks", "'x'")

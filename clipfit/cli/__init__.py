@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -44,4 +45,6 @@ def _root(
 
 def main() -> None:
     """The console script."""
+    # Pillow warns of an image that `decode` refuses with a sentence of its own
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     app()

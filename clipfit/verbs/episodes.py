@@ -198,7 +198,7 @@ def _require_same_settings(config: EpisodesConfig, backbone: Backbone, samples: 
         raise UsageError(
             f"{config.output} holds episodes of another model, other images or other settings: choose another --output."
         )
-    checkpoint.require_room(config.output, 0)
+    checkpoint.make_folder(config.output)
     checkpoint.write_json(file, record)
 
 
