@@ -51,8 +51,10 @@ class LoraAttention(torch.nn.Module):
         self.frozen, self.settings, self.generator = frozen, settings, generator
         width = frozen.embed_dim
         like = frozen.in_proj_weight
-        bound = math.sqrt(3 / width)  # of a uniform distribution whose variance is 1 / width
-        down = 2 * bound * torch.rand(3, settings.rank, width, generator=generator, device=generator.device) - bound
+        bound = 1 / math.sqrt(width)  # as torch's own linear layers start, and A in the code of both papers
+        down = torch.empty(3, settings.rank, width, device=generator.device).uniform_(
+            -bound, bound, generator=generator
+        )
         self.down = torch.nn.Parameter(down.to(like))  # A
         self.up = torch.nn.Parameter(like.new_zeros(3, width, settings.rank))  # B: the first step starts at CLIP
 
