@@ -70,8 +70,8 @@ class Backbone:
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
         self._tokenizer = tokenizer_of(source)
         self._geometry = geometry_of(source)
-        visual_size = model.visual.image_size
-        self.image_size: tuple[int, int] = visual_size if isinstance(visual_size, tuple) else (visual_size,) * 2
+        size = model.visual.image_size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
 
     @property
     def scale(self) -> torch.Tensor:
@@ -136,7 +136,7 @@ class Backbone:
             if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
                 raise ModelError(
                     "token editing needs the patch tokens and the linear head of open_clip's vision transformer, but "
-                    f"the image tower of {self.source.model} is {_kind(visual)}: take a ViT, or another --method."
+                    f"the image tower of {self.source.model} is {_kind(visual)}: take a ViT."
                 )
             blocks = len(visual.transformer.resblocks)
             placed = additions.edits.placed(blocks, len(self.model.transformer.resblocks))
@@ -174,8 +174,9 @@ class Backbone:
 
     def plain_copy(self) -> Backbone:
         """An independent copy of the plain CLIP, nothing attached."""
-        copied = Backbone(copy.deepcopy(self.model), self.source, self.device)
-        copied.precision = self.precision
+        copied = copy.copy(self)
+        copied.model = copy.deepcopy(self.model)
+        copied.edits, copied.context, copied.additions = None, None, Additions()
         return copied
 
     def frozen_copy(self) -> Backbone:

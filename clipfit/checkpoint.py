@@ -132,7 +132,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # several processes may write the same file
     try:
         write(part)
         part.chmod(0o666 & ~_umask())  # safetensors makes its files unreadable for others

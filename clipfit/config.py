@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from clipfit.errors import UsageError
 
@@ -43,11 +44,7 @@ class Recipe:
 
     def changed(self, values: Mapping[str, Any]) -> Recipe:
         """A copy with the given fields replaced; None means: leave it."""
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
-        unknown = sorted(set(given) - set(asdict(self)))
-        if unknown:
-            raise UsageError(f"unknown recipe settings {unknown}; there are {sorted(asdict(self))}.")
-        return replace(self, **given)
+        return replace(self, **settings(Recipe, values, "the recipe"))
 
     @classmethod
     def resolved(
@@ -55,9 +52,12 @@ class Recipe:
     ) -> Recipe:
         """The paper's values, then a model's own (Source.adapt_defaults), its own for this method, then the given.
 
-        `lora`: the method's settings under low-rank tuning, which stand in place of a model's own for full fine-tuning.
+        `lora`: the method's settings under low-rank tuning, which stand in place of a model's own for full fine-tuning;
+        its own template stays.
         """
-        usual, key = (own.get("recipe", {}), method) if lora is None else (lora, f"{method}+lora")
+        usual, key = own.get("recipe", {}), method
+        if lora is not None:
+            usual, key = {"template": usual.get("template"), **lora}, f"{method}+lora"
         return cls().changed(usual).changed(own.get("methods", {}).get(key, {})).changed(given)
 
 
@@ -195,6 +195,35 @@ class ExplainConfig:
     def __post_init__(self) -> None:
         _require(self.alpha is None or 0 <= self.alpha <= 1,
                  "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", self.alpha)  # fmt: skip
+
+
+def settings(owner: type, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What is given of a dataclass's fields (None: not given), lists as tuples.
+
+    Raises:
+        UsageError: there is no such field, or the value is of another type.
+    """
+    kinds = get_type_hints(owner)
+    given = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
+    for key, value in given.items():
+        if key not in kinds:
+            has = ", ".join(sorted(kinds)) or "none"
+            raise UsageError(f"{name} has no option {key!r}; its options: {has}.")
+        if not _fits(kinds[key], value):
+            kind = kinds[key].__name__ if isinstance(kinds[key], type) else kinds[key]
+            raise UsageError(f"{key} must be of type {kind}; found {value!r}.")
+    return given
+
+
+def _fits(kind: Any, value: object) -> bool:
+    """Whether a value is of an annotated type; a whole number is a float too, but no bool is a number."""
+    parts = get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, parts, value))
+    if parts:  # int | None
+        return any(_fits(part, value) for part in parts)
+    number = {float: Real, int: Integral}.get(kind)
+    return isinstance(value, number) and not isinstance(value, bool) if number else isinstance(value, kind)
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:

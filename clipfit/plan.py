@@ -11,7 +11,7 @@ import torch
 
 from clipfit import lora, methods, training
 from clipfit.backbone import Additions, Backbone
-from clipfit.config import AdaptConfig, Recipe
+from clipfit.config import AdaptConfig, Recipe, settings
 from clipfit.data.images import Images
 from clipfit.lora import LoraSettings
 from clipfit.methods import Method
@@ -60,9 +60,14 @@ def plan(method: Method, options: Any, config: AdaptConfig, own: Mapping[str, An
     if config.tuning == "full":
         recipe = Recipe.resolved(own, method.name, config.recipe)
         return Plan(method, options, recipe, None, most, config.context)
-    recipe = Recipe.resolved(own, method.name, config.recipe, method.lora.recipe(most, sum(counts)))
-    given = {name: value for name, value in config.lora.items() if value is not None}
-    return Plan(method, options, recipe, replace(method.lora.settings, **given), most, config.context)
+    lora_recipe = method.lora.recipe(most, sum(counts), config.recipe.get("batch_size"))
+    recipe = Recipe.resolved(own, method.name, config.recipe, lora_recipe)
+    return Plan(method, options, recipe, adapters(method, config), most, config.context)
+
+
+def adapters(method: Method, config: AdaptConfig) -> LoraSettings:
+    """The method's own under low-rank tuning, but for what is given. Raises UsageError."""
+    return replace(method.lora.settings, **settings(LoraSettings, config.lora, "LoRA"))
 
 
 def fit(
@@ -86,5 +91,5 @@ def fit(
     beside = [] if backbone.context is None else [methods.Extra([backbone.context], 2e-3, 5e-4, momentum=0.9)]
     generator = torch.Generator(backbone.device).manual_seed(seed)
     moving = lora.adapted(backbone.model, plan.adapters, generator) if plan.adapters else contextlib.nullcontext()
-    with moving, training.deterministic():
+    with moving, training.deterministic(backbone.device):
         training.train(backbone, objective, images, labels, plan.recipe, seed, on_step, beside)

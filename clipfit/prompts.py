@@ -17,4 +17,4 @@ def key_of(name: str) -> str:
 
 def prompts(names: Iterable[str], template: str) -> list[str]:
     """One sentence a class, in order."""
-    return [template.format(name) for name in names]
+    return [template.replace("{}", name) for name in names]

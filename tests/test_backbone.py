@@ -18,6 +18,13 @@ from clipfit import backbone as backbones
 SENTENCES = ["a photo of a cat", "a photo of a long haired dachshund", "a photo of an owl", "b"]
 
 
+def test_pictures_need_not_be_square(tmp_path):
+    wide = make_model(tmp_path / "wide", {**VISION, "image_size": [32, 48]})
+    backbone = backbones.load(f"local-dir:{wide}")
+    assert backbone.image_size == (32, 48)
+    assert backbone.geometry(picture(0)).shape == (3, 32, 48)
+
+
 def transformer_lengths(backbone: backbones.Backbone) -> list[int]:
     """Filled with the length of every sequence that enters the text transformer."""
     seen: list[int] = []

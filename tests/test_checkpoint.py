@@ -26,6 +26,20 @@ def test_tensors_and_metadata_come_back(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+
+    def meanwhile(part):
+        part.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        checkpoint.write_json(file, {"by": "the other"})
+
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    checkpoint._atomically(file, meanwhile)
+    assert file.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
 GOLDEN = """
 4AAAAAAAAAB7Il9fbWV0YWRhdGFfXyI6eyJjbGlwZml0Ijoie1wiYWxwaGFcIjowLjUsXCJjbGFzc2VzXCI6W1wiQsOkclwiLFwi54qsXCJdLF
 widGVtcGxhdGVcIjpcImEgcGhvdG8gb2YgYSB7fVwifSJ9LCJhIjp7ImR0eXBlIjoiSTY0Iiwic2hhcGUiOltdLCJkYXRhX29mZnNldHMiOlsw

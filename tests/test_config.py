@@ -9,6 +9,7 @@ import pytest
 from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, Recipe, UsageError
 from clipfit.config import parse_alphas
 from clipfit.methods import METHODS, find
+from clipfit.prompts import prompts
 
 
 def test_the_papers_settings_are_the_defaults():
@@ -40,8 +41,32 @@ def test_recipes_that_cannot_be(wrong):
 def test_a_recipe_changes_by_what_is_given():
     changed = Recipe().changed({"epochs": 3, "template": None, "crop_scale": [0.5, 1]})
     assert changed == Recipe(epochs=3, crop_scale=(0.5, 1))
-    with pytest.raises(UsageError, match=r"unknown recipe settings \['epoch'\]"):
+    with pytest.raises(UsageError, match="the recipe has no option 'epoch'; its options: batch_size"):
         Recipe().changed({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 2.5}, "epochs must be of type int; found 2.5"),
+        ({"epochs": True}, "epochs must be of type int; found True"),
+        ({"learning_rate": "fast"}, "learning_rate must be of type float; found 'fast'"),
+        ({"crop_scale": [0.5]}, r"crop_scale must be of type tuple\[float, float\]; found \(0.5,\)"),
+        ({"crop_scale": (0.5, "1")}, r"found \(0.5, '1'\)"),
+        ({"template": 3}, "template must be of type str"),
+    ],
+)
+def test_settings_of_another_type_are_refused(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        AdaptConfig(Path("x"), recipe=wrong)
+
+
+def test_options_of_another_type_are_refused():
+    atha = METHODS["atha"]
+    assert atha.configure({"head_block": 1, "soft_edits": False, "head_strength": 1}).head_strength == 1
+    for wrong in ({"head_block": 1.0}, {"head_block": "1"}, {"soft_edits": "False"}, {"soft_edits": 1}):
+        with pytest.raises(UsageError, match=r"must be of type (int . None|bool); found "):
+            atha.configure(wrong)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
@@ -93,3 +118,15 @@ def test_options_of_another_method_are_refused():
         METHODS["flyp"].configure({"scl_weight": 0.5, "vld_weight": None})
     with pytest.raises(UsageError, match="vld_weight must not be negative; found -1"):
         METHODS["cite"].configure({"vld_weight": -1})
+
+
+def test_under_lora_a_model_keeps_its_own_template():
+    own = {"recipe": {"template": "an icon of a {}", "epochs": 3}}
+    lora = Recipe.resolved(own, "atha", {}, {"epochs": 100})
+    assert (lora.template, lora.epochs) == ("an icon of a {}", 100)
+    assert Recipe.resolved(own, "atha", {"template": "{}"}, {"epochs": 100}).template == "{}"
+    assert Recipe.resolved({}, "atha", {}, {"epochs": 100}).template == Recipe().template
+
+
+def test_a_template_may_hold_other_braces():
+    assert prompts(["cat", "{}"], "a {photo} of {}") == ["a {photo} of cat", "a {photo} of {}"]

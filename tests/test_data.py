@@ -252,13 +252,12 @@ def images(train: dict[str, int], test: dict[str, int] | None = None) -> Labelle
     return LabelledImages(samples(train), None if test is None else samples(test), names)
 
 
-def test_k_shots_of_every_class_and_the_rest_is_held_out():
+def test_k_shots_of_every_class():
     found = images({"a": 5, "b": 9, "c": 3})
     chosen = select(found, 3, seed=4)
     assert [sum(s.label == c for s in chosen.shots) for c in "abc"] == [3, 3, 3]
     assert chosen.base == ("a", "b", "c")
-    assert not set(chosen.shots) & set(chosen.held_out)
-    assert set(chosen.shots) | set(chosen.held_out) == set(found.train)
+    assert len(set(chosen.shots)) == 9
 
 
 def test_the_draw_depends_on_the_seed_alone():
@@ -272,13 +271,12 @@ def test_the_draw_depends_on_the_seed_alone():
 def test_without_a_number_every_training_image_is_a_shot():
     chosen = select(images({"a": 2, "b": 3}), None, seed=0)
     assert len(chosen.shots) == 5
-    assert chosen.held_out == ()
 
 
-def test_a_test_part_is_what_is_held_out_and_its_classes_are_not_base():
+def test_the_shots_and_base_classes_are_those_of_the_training_part_alone():
     found = images({"a": 4, "b": 4}, {"b": 2, "z": 2})
-    chosen = select(found, 1, seed=0)
-    assert chosen.held_out == found.test
+    chosen = select(found, None, seed=0)
+    assert set(chosen.shots) == set(found.train)
     assert chosen.base == ("a", "b")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import make_classes
 
 from clipfit import EpisodesConfig, episodes
-from clipfit.errors import DataError
+from clipfit.errors import DataError, UsageError
 from clipfit.metrics import estimate
 from clipfit.verbs import episodes as module
 
@@ -126,8 +127,48 @@ def test_ctrl_c_says_what_is_kept(cli, models, place, tmp_path, monkeypatch):
 def test_results_of_other_settings_are_not_mixed(cli, models, place):
     command = ("evaluate", "--episodes", 1, "--data", place, *QUICK, models["vit"], "--method", "zero-shot")
     assert cli(*command).code == 0
-    cli(*command, "--seed", 1).fails(2, "other settings", "--output")
+    assert cli(*command).code == 0
+    cli(*command, "--seed", 1).fails(2, "episodes of other seed:", "--output")
+    cli(*command, "--alphas", "0:1:0.25").fails(2, "episodes of other alphas:")
     assert cli(*command, "--seed", 1, "--output", "elsewhere").code == 0
+    folder = Path(shutil.copytree(models["vit"].removeprefix("local-dir:"), "copy"))
+    (folder / "clipfit.json").write_text(json.dumps({"adapt": {"recipe": {"epochs": 7}}}))
+    command = ("evaluate", "--episodes", 1, "--data", place, *QUICK, f"local-dir:{folder}", "--method", "zero-shot")
+    cli(*command).fails(2, "episodes of other model:")
+
+
+def test_no_query_image_is_a_copy_of_a_shot(models, place, tmp_path, monkeypatch, cli):
+    twice = Path(shutil.copytree(place, tmp_path / "twice"))
+    for file in [*twice.rglob("*.png")]:
+        shutil.copy(file, file.with_name(f"copy-{file.name}"))
+    real, drawn = module.draw, []
+    monkeypatch.setattr(module, "draw", lambda labels, *told: drawn.append(labels) or real(labels, *told))
+    command = ("evaluate", "--episodes", 1, "--data", twice, *QUICK, models["vit"], "--method", "zero-shot")
+    run = cli(*command)
+    assert run.code == 0, run.stderr
+    assert "22 images have the very content of another and were left out" in run.stderr
+    alone = cli(*command[:4], place, *command[5:], "--output", "alone", "--json")
+    assert drawn[0] == drawn[2]
+    assert cli(*command, "--json").document["rows"] == alone.document["rows"]
+
+
+def test_settings_of_what_is_compared():
+    told = module.Contender.parse(
+        "atha+lora:crop_scale=[0.5,1],lora_rank=4,soft_edits=true,template=an icon of a {}"
+    ).told
+    assert (told.method, told.tuning, told.lora) == ("atha", "lora", {"rank": 4})
+    assert told.recipe == {"crop_scale": [0.5, 1], "template": "an icon of a {}"}
+    assert told.method_options == {"soft_edits": True}
+    for spec, expected in {
+        "atha:soft_edits=no": "soft_edits must be of type bool; found 'no'",
+        "finetune:epochs": "epochs must be of type int; found ''",
+        "finetune:lora_rank=3": "--tuning lora",
+        "finetune+lora:lora_rank=x": "rank must be of type int",
+        "atha+lora:lora_size=3": "LoRA has no option 'size'",
+        "cite+atha:logit_scale=2": "model's own scale",
+    }.items():
+        with pytest.raises(UsageError, match=expected):
+            module.Contender.parse(spec)
 
 
 def test_every_episode_starts_from_the_pre_trained_model(models, place, tmp_path):
@@ -143,7 +184,7 @@ def test_every_episode_starts_from_the_pre_trained_model(models, place, tmp_path
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, place, split_run):
     command = ("evaluate", "--episodes", 1, "--model", models["vit"])
     cli(*command).fails(2, "--data DIR")
-    cli(*command[:1], split_run, *command[1:], "--data", place).fails(2, "no run")
+    cli(*command[:1], split_run, *command[1:], "--data", place).fails(2, "a run has no effect")
     cli(*command, "--data", place, "--method", "athena").fails(2, "did you mean atha")
     cli(*command, "--data", place, "--method", "atha:rank=3").fails(2, "no option 'rank'")
     cli(*command, "--data", place, "--method", "finetune:epochs=0").fails(2, "epochs")

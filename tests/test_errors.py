@@ -284,6 +284,23 @@ def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, mome
     assert nothing_written(tmp_path)
 
 
+def test_a_device_that_is_too_small(cli, flat, models, monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    cli("adapt", flat, "--model", models["vit"]).fails(2, "Tried to allocate 2.00 GiB; give a smaller --batch-size")
+
+
+def test_what_would_have_no_effect_is_refused(cli, flat, split_run, models):
+    cli("evaluate", split_run, "--way", 3).fails(2, "--way has no effect here: it belongs to --episodes")
+    cli("evaluate", split_run, "--model", "ViT-B-16").fails(2, "--model has no effect")
+    episodes = ("evaluate", "--episodes", 1, "--data", flat, "--model", models["vit"])
+    cli(*episodes, "--per-class").fails(2, "--per-class has no effect here: --episodes adapts anew")
+    cli(*episodes, "--new-classes", "x.txt").fails(2, "--new-classes has no effect")
+    cli(*episodes[:1], split_run, *episodes[1:]).fails(2, "a run has no effect")
+
+
 def test_a_fault_of_our_own_is_one_sentence_too(cli, flat, models, monkeypatch):
     def broken(self):
         raise AssertionError("so it goes")

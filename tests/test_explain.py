@@ -123,5 +123,7 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli, atha_run, image, split, 
     cli("explain", atha_run, image, "--blocks", "2").fails(2, "0 to 1", "found 2")
     cli("explain", atha_run, image, "--blocks", "x").fails(2, "--blocks", "'x'")
     cli("explain", atha_run, tmp_path / "no.png").fails(3, "no.png")
+    (tmp_path / "bad.png").write_text("no image")
+    assert "--skip-bad-images" not in cli("explain", atha_run, tmp_path / "bad.png").stderr
     made = cli("adapt", split, "--model", models["resnet"], "--json")
     cli("explain", made.document["run"], image).fails(4, "ModifiedResNet")

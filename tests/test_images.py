@@ -135,7 +135,7 @@ def test_truncated_files_are_named(tmp_path, suffix):
     whole = file.read_bytes()
     for kept in (0, 1, 10, len(whole) // 3, len(whole) // 2, len(whole) * 9 // 10):
         file.write_bytes(whole[:kept])
-        with pytest.raises(DataError, match=f"image .*broken.{suffix} cannot be read .*--skip-bad-images"):
+        with pytest.raises(DataError, match=f"image .*broken.{suffix} cannot be read"):
             decode(file)
 
 

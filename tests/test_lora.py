@@ -120,6 +120,31 @@ def test_the_papers_settings():
     assert (finetune.adapters, finetune.recipe.batch_size) == (LoraSettings(2, 1.0, 0.25), 32)
     assert (finetune.recipe.learning_rate, finetune.recipe.epochs) == (2e-4, 1000)
     assert planned("atha", [1] * 5, rank=3, alpha=None).adapters == LoraSettings(3, 8.0, 0.25)
+    for wrong in ({"rank": 2.5}, {"ranks": 2}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            planned("atha", [1], **wrong)
+
+
+def test_the_papers_settings_end_where_the_papers_end():
+    """A folder of thousands is no support set: neither one batch, nor 500 steps for every image of a class."""
+
+    def planned(name, counts, **recipe):
+        config = AdaptConfig(Path("x"), name, tuning="lora", recipe=recipe)
+        return plan.plan(METHODS[name], METHODS[name].configure({}), config, {}, counts).recipe
+
+    assert (planned("atha", [150] * 20).batch_size, planned("atha", [150] * 20).epochs) == (128, 100)
+    assert planned("cite+atha", [150] * 20).batch_size == 128
+    assert planned("finetune", [150] * 20).epochs == math.ceil(500 * 16 / 94)
+    assert planned("finetune", [4] * 12, batch_size=8).epochs == math.ceil(500 * 4 / 6)
+
+
+def test_the_adapters_start_as_a_linear_layer_does(vit):
+    lora.attach(vit.model, LoraSettings(rank=8), torch.Generator().manual_seed(0))
+    blocks = vit.model.visual.transformer.resblocks
+    down = torch.stack([block.attn.down for block in blocks])  # (blocks, 3, rank, width)
+    assert down.abs().max() <= 64**-0.5
+    assert down.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.05)
+    assert not any(block.attn.up.any() for block in blocks)
 
 
 @pytest.mark.parametrize(("per_class", "scale"), [(1, 2.0), (5, 4.0)])

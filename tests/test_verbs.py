@@ -171,6 +171,15 @@ def test_people_read_tables_on_stderr_and_stdout_stays_empty(cli, split_run):
         assert ("elk (new)" in result.stderr) == bool(flags)
 
 
+def test_names_with_brackets_are_shown_as_they_are(cli, split_run, tmp_path):
+    data = make_classes(tmp_path / "ph[old]", {"dog": 1, "frog": 1, "fox": 1}, seed=3)
+    (tmp_path / "names.txt").write_text("dog\nfrog\tfrog [/b]\nfox\tfox [red]\n")
+    result = cli("evaluate", split_run, "--data", data, "--classes", "names.txt", "--per-class")
+    assert result.code == 0, result.stderr
+    for name in ("ph[old]", "frog [/b] (new)", "fox [red] (new)"):
+        assert name in result.stderr
+
+
 def test_new_classes_are_matched_by_name(cli, split_run, tmp_path):
     (tmp_path / "new.txt").write_text("ELK\nant_lion\n")
     record = cli("evaluate", split_run, "--new-classes", "new.txt", "--json").document

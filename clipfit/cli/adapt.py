@@ -44,10 +44,16 @@ def command(
         bool, OPT("--context", help="Also learn vectors in place of the template's first words (CoOp's way).")
     ] = False,
     template: Annotated[str | None, OPT(help='Default: "a photo of a {}".')] = None,
-    learning_rate: Annotated[float | None, OPT(help="[default: the model's own, else the paper's 5e-6]")] = None,
-    weight_decay: Annotated[float | None, OPT(help="[default: the model's own, else 0.1]")] = None,
-    epochs: Annotated[int | None, OPT(help="[default: the model's own, else the paper's 20]")] = None,
-    batch_size: Annotated[int | None, OPT(help="[default: the model's own, else the paper's 32]")] = None,
+    learning_rate: Annotated[
+        float | None, OPT(help="[default: the model's own, else the paper's 5e-6; lora: 2e-4]")
+    ] = None,
+    weight_decay: Annotated[float | None, OPT(help="[default: the model's own, else 0.1; lora: 0.01]")] = None,
+    epochs: Annotated[
+        int | None, OPT(help="[default: the model's own, else the paper's 20; lora: the method's]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, OPT(help="[default: the model's own, else the paper's 32; lora: the method's]")
+    ] = None,
     crop_scale: Annotated[tuple[float, float] | None, OPT(help="Share of the area that a random crop shows.")] = None,
     scl_weight: Annotated[float | None, OPT(help="cite: λ, paper 0.7.")] = None,
     vld_weight: Annotated[float | None, OPT(help="cite: η, paper 0.1.")] = None,
@@ -68,7 +74,9 @@ def command(
         bool | None, OPT("--soft-edits", help="atha: softmax weights over classes, not the best and worst.")
     ] = None,
     strength_rate: Annotated[float | None, OPT(help="atha: learning rate of the strengths, 1e-3.")] = None,
-    logit_scale: Annotated[float | None, OPT(help="atha: fixed scale of the logits.  [default: the model's]")] = None,
+    logit_scale: Annotated[
+        float | None, OPT(help="atha: fixed scale of the logits.  [default: the model's; lora: 4, at one shot 2]")
+    ] = None,
 ) -> None:
     """Fine-tune CLIP on labelled images and write a run: fine-tuned weights, and the ensemble at alpha."""
     from clipfit import AdaptConfig, adapt

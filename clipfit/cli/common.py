@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 
 import typer
 
-from clipfit.errors import ClipfitError
+from clipfit.errors import ClipfitError, first_line
 
 P = ParamSpec("P")
 
@@ -33,6 +33,9 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
+                typer.echo(f"error: {first_line(error)}; give a smaller --batch-size, or --device cpu.", err=True)
+                raise typer.Exit(2) from None
             if os.environ.get("CLIPFIT_DEBUG"):
                 traceback.print_exc()
             typer.echo(

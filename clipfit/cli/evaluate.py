@@ -13,6 +13,18 @@ from clipfit.errors import UsageError
 
 ARG, OPT = typer.Argument, typer.Option
 DEFAULT_METHODS = ("zero-shot", "finetune", "cite", "atha")
+OF_EPISODES = ("method", "model", "pretrained", "precision", "way", "shots", "query", "seed", "part", "output")
+OF_RUNS = ("run", "new_classes", "per_class")
+
+
+def require_of_one_kind(context: typer.Context, episodes: bool) -> None:
+    """Raises UsageError for what would be ignored: an option of episodes without them, or the other way round."""
+    for name in OF_RUNS if episodes else OF_EPISODES:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            option = "a run" if name == "run" else f"--{name.replace('_', '-')}"
+            why = "--episodes adapts anew in each" if episodes else "it belongs to --episodes"
+            raise UsageError(f"{option} has no effect here: {why}; leave it out.")
 
 
 def compare(config: EpisodesConfig, as_json: bool) -> None:
@@ -29,6 +41,7 @@ def compare(config: EpisodesConfig, as_json: bool) -> None:
 
 
 def command(
+    context: typer.Context,
     run: Annotated[Path | None, ARG(help="A run of adapt's.  [default: the newest below runs/]")] = None,
     data: Annotated[Path | None, OPT(help="Other labelled images than the run's own held-out ones.")] = None,
     new_classes: Annotated[Path | None, OPT(help="Names of classes that were not trained on, one a line.")] = None,
@@ -49,6 +62,7 @@ def command(
     ] = None,
     model: Annotated[str, OPT(help="episodes: clipfit-tiny, an open_clip name, or local-dir:FOLDER.")] = "ViT-B-16",
     pretrained: Annotated[str | None, OPT(help="episodes: a tag of open_clip's, or a local weight file.")] = None,
+    precision: Annotated[str, OPT(help="episodes: auto, fp32 or bf16.")] = "auto",
     way: Annotated[int, OPT(help="episodes: classes of each.")] = 5,
     shots: Annotated[str, OPT(help="episodes: shots a class, one number or several.")] = "1,5",
     query: Annotated[int, OPT(help="episodes: images a class to measure on.")] = 15,
@@ -64,15 +78,16 @@ def command(
 
     if alpha is not None and alphas is not None:
         raise UsageError("--alpha and --alphas exclude each other: give one of them.")
+    require_of_one_kind(context, episodes is not None)
     ratios = parse_alphas(alphas) if alphas is not None else None if alpha is None else (alpha,)
     if episodes is not None:
-        if data is None or run is not None:
-            raise UsageError("--episodes adapts anew in each: give --data DIR, --model and --method, and no run.")
+        if data is None:
+            raise UsageError("--episodes adapts anew in each: give --data DIR, --model and --method.")
         place = output or Path("episodes") / data.resolve().name
         drawn = EpisodesConfig(
             data, place, tuple(method or DEFAULT_METHODS), model, pretrained, episodes, way,
             parse_numbers("--shots", shots), None, query, ratios or (0.5, 1.0), seed, parse_part(part), classes,
-            image_root, skip_bad_images, batch_size, device=device,
+            image_root, skip_bad_images, batch_size, device=device, precision=precision,
         )  # fmt: skip
         compare(drawn, as_json)
         return

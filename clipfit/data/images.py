@@ -36,7 +36,7 @@ def decode(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist.") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be read ({error}): replace it or pass --skip-bad-images.") from error
+        raise DataError(f"image {path} cannot be read ({error}).") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -119,7 +119,7 @@ class ImageStore:
                 elif skip_bad:
                     self.skipped.append(sample.source)
                 else:
-                    raise result
+                    raise DataError(f"{str(result)[:-1]}: replace it or pass --skip-bad-images.") from result
 
     def _try(self, sample: Sample) -> torch.Tensor | DataError:
         try:

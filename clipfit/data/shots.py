@@ -13,17 +13,14 @@ from clipfit.errors import DataError
 
 @dataclass(frozen=True)
 class Selection:
-    """The shots, the images held out of adaptation, and the base classes in order."""
+    """The shots, and the base classes in order."""
 
     shots: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
     base: tuple[str, ...]
 
 
 def select(images: LabelledImages, per_class: int | None, seed: int) -> Selection:
     """K shots a class, drawn by the seed (None: all training images).
-
-    Held out is the place's own test part; where it has none, every image that is not a shot.
 
     Raises:
         DataError: fewer than two classes, or a class with fewer than K images.
@@ -42,12 +39,7 @@ def select(images: LabelledImages, per_class: int | None, seed: int) -> Selectio
         generator = torch.Generator().manual_seed(seed)
         by_class = {name: _draw(samples, per_class, generator) for name, samples in by_class.items()}
     shots = tuple(sample for samples in by_class.values() for sample in samples)
-    if images.test is not None:
-        held_out = images.test
-    else:
-        taken = {sample.path for sample in shots}
-        held_out = tuple(sample for sample in images.train if sample.path not in taken)
-    return Selection(shots, held_out, tuple(by_class))
+    return Selection(shots, tuple(by_class))
 
 
 def _draw(samples: Sequence[Sample], count: int, generator: torch.Generator) -> list[Sample]:

@@ -61,10 +61,14 @@ def paper_scale(task: Task) -> torch.Tensor:
     return torch.tensor(2.0 if task.shots_per_class == 1 else 4.0)
 
 
-def paper_lora(_per_class: int, total: int) -> Mapping[str, Any]:
-    """The paper's recipe: 100 steps on the whole support set, images as they are."""
+def paper_lora(_most: int, total: int, _batch: int | None) -> Mapping[str, Any]:
+    """The paper's recipe: 100 epochs, the whole support set in one step.
+
+    Images are not cropped at random but seen as in evaluation: of one that is not square, its middle (the paper resizes
+    it to a square). Beyond 128 shots, more than the paper ever has, steps are batches.
+    """
     whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
-    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": total, "epochs": 100, **whole}
+    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": min(total, 128), "epochs": 100, **whole}
 
 
 class Atha:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from clipfit.backbone import Backbone
-from clipfit.errors import UsageError
+from clipfit.config import settings
 from clipfit.lora import LoraSettings
 from clipfit.token_edits import EditSettings
 
@@ -56,10 +56,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class LoraDefaults:
-    """A method's settings under low-rank tuning. `recipe`: (shots a class, shots in all) → what differs in Recipe."""
+    """A method's settings under low-rank tuning.
+
+    recipe: (shots of the class that has most, shots in all, batch size if one is given) → what differs in Recipe.
+    """
 
     settings: LoraSettings = field(default_factory=LoraSettings)
-    recipe: Callable[[int, int], Mapping[str, Any]] = lambda per_class, total: {"learning_rate": 2e-4}
+    recipe: Callable[[int, int, int | None], Mapping[str, Any]] = lambda most, total, batch: {"learning_rate": 2e-4}
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,9 @@ class Method:
         """The method's options with the given values (None: leave the default).
 
         Raises:
-            UsageError: an option that this method does not have.
+            UsageError: an option that this method does not have, or a value of another type.
         """
-        values = {name: value for name, value in given.items() if value is not None}
-        known = {f.name for f in fields(self.options)}
-        for name in values:
-            if name not in known:
-                has = ", ".join(sorted(known)) or "none"
-                raise UsageError(f"method {self.name} has no option {name!r}; its options: {has}.")
-        return self.options(**values)
+        return self.options(**settings(self.options, given, f"method {self.name}"))
 
 
 @dataclass(frozen=True)

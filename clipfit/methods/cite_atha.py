@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clipfit.errors import UsageError
 from clipfit.methods.atha import AthaOptions, edit_settings, paper_lora, started_strengths
 from clipfit.methods.base import LoraDefaults, Method, Task, Term
 from clipfit.methods.cite import Cite, CiteOptions
@@ -18,6 +19,8 @@ class CiteAthaOptions(AthaOptions, CiteOptions):
     def __post_init__(self) -> None:
         AthaOptions.__post_init__(self)
         CiteOptions.__post_init__(self)
+        if self.logit_scale is not None:
+            raise UsageError("the losses of cite+atha always have the model's own scale: leave logit_scale out.")
 
 
 class CiteAtha(Cite):

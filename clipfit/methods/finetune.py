@@ -26,10 +26,11 @@ class Finetune:
         return {"ce": Term(1.0, F.cross_entropy(self.backbone.scale * u @ t.T, labels))}
 
 
-def clip_lora(per_class: int, total: int) -> Mapping[str, Any]:
-    """CLIP-LoRA's recipe (arXiv 2405.18541): 500 steps of batch 32 for every shot of a class."""
-    epochs = math.ceil(500 * per_class / math.ceil(total / 32))
-    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": 32, "epochs": epochs}
+def clip_lora(most: int, total: int, batch: int | None) -> Mapping[str, Any]:
+    """CLIP-LoRA's recipe (arXiv 2405.18541): 500 steps of batch 32 for every shot of a class, up to its 16 shots."""
+    size = batch or 32
+    epochs = math.ceil(500 * min(most, 16) / math.ceil(total / size))
+    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": size, "epochs": epochs}
 
 
 METHOD = Method(

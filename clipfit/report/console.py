@@ -7,6 +7,7 @@ from types import TracebackType
 
 import rich.box
 import rich.console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -93,7 +94,7 @@ class Console:
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
         where = "held-out images" if result.held_out else "the shots themselves"
-        table = Table(title=f"{result.run} ({result.method}) on {where} of {result.data}", title_justify="left",
+        table = Table(title=escape(f"{result.run} ({result.method}) on {where} of {result.data}"), title_justify="left",
                       box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
         base, new, first = result.base_classes, result.new_classes, result.rows[0]
         headings = (
@@ -117,13 +118,13 @@ class Console:
     def compared(self, report: EpisodeReport) -> None:
         """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
         c = report.config
-        table = Table(title=f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class",
+        table = Table(title=escape(f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class"),
                       title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
         for heading in ("method", "shots", "α", "accuracy", "minus zero-shot\n(paired)", "episodes"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for row in report.rows:
             table.add_row(
-                row.method, str(row.shots), f"{row.alpha:g}", _estimate(row.accuracy), _estimate(row.gain),
+                escape(row.method), str(row.shots), f"{row.alpha:g}", _estimate(row.accuracy), _estimate(row.gain),
                 str(row.accuracy.n),
             )  # fmt: skip
         self._out.print(table)
@@ -171,5 +172,5 @@ def _class_table(result: Evaluation) -> Table:
         measured = [getattr(row, part) for row in result.rows]
         for name, (_, n) in (measured[0].per_class if measured[0] else {}).items():
             cells = [f"{m.per_class[name][0] / n:.0%}" for m in measured]
-            table.add_row(name if part == "base" else f"{name} (new)", *cells, str(n))
+            table.add_row(escape(name if part == "base" else f"{name} (new)"), *cells, str(n))
     return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,13 +19,13 @@ from clipfit import checkpoint, devices, methods, protocols
 from clipfit.backbone import Backbone
 from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
 from clipfit.data import layout
-from clipfit.data.images import Chosen, ImageStore, Viewed, content_hash
-from clipfit.data.layout import Sample
+from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, UsageError
 from clipfit.metrics import Estimate, accuracy, estimate
-from clipfit.plan import fit, plan
+from clipfit.plan import adapters, fit, plan
 from clipfit.progress import Progress, Silent
+from clipfit.version import __version__
 
 ZERO_SHOT = "zero-shot"
 RECORD = "episodes.json"
@@ -32,28 +33,29 @@ RECORD = "episodes.json"
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: `zero-shot`, or a method, perhaps `+lora`, perhaps with settings (`atha+lora:head_ratio=0`)."""
+    """What is compared: `zero-shot`, or a method, perhaps `+lora`, perhaps with settings (`atha+lora:lora_rank=4`)."""
 
     spec: str
-    method: str
-    tuning: str
-    recipe: dict[str, Any]
-    options: dict[str, Any]
+    told: AdaptConfig | None  # None: zero-shot
 
     @classmethod
     def parse(cls, spec: str) -> Contender:
-        """Raises UsageError for a method, an option or a setting that there is not."""
+        """Raises UsageError for a method, an option or a setting that there is not, or a value of another type."""
+        if spec == ZERO_SHOT:
+            return cls(spec, None)
         name, _, settings = spec.partition(":")
+        pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", settings) if pair]  # not within [0.5,1]
+        given = {key: _value(text) for key, _, text in pairs}
+        recipe = {f.name: given.pop(f.name) for f in fields(Recipe) if f.name in given}
+        lora = {key.removeprefix("lora_"): given.pop(key) for key in tuple(given) if key.startswith("lora_")}
         tuning = "lora" if name.endswith("+lora") else "full"
-        pairs = [pair.partition("=") for pair in settings.split(",") if pair]
-        values = {key: _value(text) for key, _, text in pairs}
-        recipe = {key: value for key, value in values.items() if key in {f.name for f in fields(Recipe)}}
-        options = {key: value for key, value in values.items() if key not in recipe}
-        contender = cls(spec, name.removesuffix("+lora"), tuning, recipe, options)
-        if spec != ZERO_SHOT:
-            methods.find(contender.method).configure(options)
-            Recipe().changed(recipe)
-        return contender
+        told = AdaptConfig(
+            Path(), name.removesuffix("+lora"), tuning=tuning, recipe=recipe, method_options=given, lora=lora
+        )
+        method = methods.find(told.method)
+        method.configure(given)
+        adapters(method, told)
+        return cls(spec, told)
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,16 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
-    labels = [sample.label for sample in images.samples]
-    _require_same_settings(config, backbone, images.samples)
+    contents = [content_hash(sample.path) for sample in images.samples]
+    first = {content: i for i, content in reversed(list(enumerate(contents)))}
+    distinct = sorted(first.values())  # no image is support and query at once, not even under two names
+    if len(distinct) < len(images):
+        progress.say(f"{len(images) - len(distinct)} images have the very content of another and were left out")
+    labels = [images.samples[i].label for i in distinct]
+    _require_same_settings(
+        config, backbone, [f"{label} {contents[i]}" for label, i in zip(labels, distinct, strict=True)]
+    )
+    pool = Chosen(images, distinct)
 
     part, parts = config.part
     for number in range(part - 1, config.episodes, parts):
@@ -116,7 +126,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
             if not path.exists():
                 progress.say(f"episode {number + 1} of {config.episodes}, {shots}-shot, {contender.spec}")
                 episode = draw(labels, config, shots, number)
-                measured = _run(config, backbone, images, episode, contender)
+                measured = _run(config, backbone, pool, episode, contender)
                 checkpoint.write_json(path, {"classes": episode.classes, "accuracy": measured})
     return EpisodeReport(config, tuple(_rows(config)))
 
@@ -155,18 +165,17 @@ def draw(labels: Sequence[str], config: EpisodesConfig, shots: int, number: int)
 
 
 def _run(
-    config: EpisodesConfig, backbone: Backbone, images: ImageStore, episode: Episode, contender: Contender
+    config: EpisodesConfig, backbone: Backbone, images: Images, episode: Episode, contender: Contender
 ) -> dict[str, float]:
     """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
-    if contender.spec == ZERO_SHOT:
+    if contender.told is None:
         template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
         return {"0": _accuracy(backbone, images, episode, template, config.batch_size)}
     model = backbone.plain_copy()
-    method = methods.find(contender.method)
-    told = AdaptConfig(config.data, method.name, tuning=contender.tuning, recipe=contender.recipe)
-    options = method.configure(contender.options)
+    method = methods.find(contender.told.method)
+    options = method.configure(contender.told.method_options)
     shots = [len(at) for at in episode.support]
-    planned = plan(method, options, told, backbone.source.adapt_defaults, shots)
+    planned = plan(method, options, contender.told, backbone.source.adapt_defaults, shots)
     model.attach(planned.additions)
     pretrained = model.snapshot()
     support = Chosen(images, [i for at in episode.support for i in at])
@@ -180,7 +189,7 @@ def _run(
     return measured
 
 
-def _accuracy(model: Backbone, images: ImageStore, episode: Episode, template: str, batch_size: int) -> float:
+def _accuracy(model: Backbone, images: Images, episode: Episode, template: str, batch_size: int) -> float:
     t, z = protocols.texts(model, episode.classes, template)
     at = [i for part in episode.query for i in part]
     u = protocols.image_embeddings(model, Viewed(images, model.geometry), at, batch_size, z)
@@ -188,16 +197,21 @@ def _accuracy(model: Backbone, images: ImageStore, episode: Episode, template: s
     return accuracy(protocols.best_names(u, t, episode.classes), actual).value
 
 
-def _require_same_settings(config: EpisodesConfig, backbone: Backbone, samples: Sequence[Sample]) -> None:
-    """Write down what the episodes are drawn from and by; a folder of results of other ones is refused."""
-    digest = hashlib.sha256("\n".join(f"{s.label} {content_hash(s.path)}" for s in samples).encode()).hexdigest()
-    record = {"model": backbone.source.sha256, "images": digest, "way": config.way, "query": config.query,
-              "most_shots": config.room, "seed": config.seed}  # fmt: skip
+def _require_same_settings(config: EpisodesConfig, backbone: Backbone, images: Sequence[str]) -> None:
+    """Write down what the results depend on beside a contender's settings; a folder of other results is refused."""
+    record = {
+        "clipfit": __version__, "model": asdict(backbone.source), "device": backbone.device.type,
+        "precision": backbone.precision, "images": hashlib.sha256("\n".join(images).encode()).hexdigest(),
+        "way": config.way, "query": config.query, "most_shots": config.room, "seed": config.seed,
+        "alphas": config.alphas,
+    }  # fmt: skip
     file = config.output / RECORD
-    if file.exists() and checkpoint.read_json(file) != record:
-        raise UsageError(
-            f"{config.output} holds episodes of another model, other images or other settings: choose another --output."
-        )
+    if file.exists():
+        found, mine = checkpoint.read_json(file), json.loads(json.dumps(record))
+        other = [key for key in mine if found.get(key) != mine[key]]
+        if other:
+            raise UsageError(f"{config.output} holds episodes of other {', '.join(other)}: choose another --output.")
+        return
     checkpoint.make_folder(config.output)
     checkpoint.write_json(file, record)
 
