@@ -25,15 +25,19 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
 NAMES = "zero one two three four five six seven eight nine".split()
 PER_DIGIT = 60
-WHOLE = ("zero-shot", "finetune", "atha", "atha+lora")
+MANY = ("zero-shot", "finetune", "atha")
 FEW = ("atha:head_ratio=0", "atha:tail_ratio=0", "cite", "cite+atha")  # tail only, head only
 LORA = "finetune+lora"  # 500 steps at 1 shot
 LORA_AT_5 = "finetune+lora:epochs=50,batch_size=5"  # 250 steps of 5 images: a tenth of CLIP-LoRA's steps
+UNEDITED = "atha+lora:head_ratio=0,tail_ratio=0"  # ATHA's adapters and schedule without its edits
 RUNS = (  # contenders, shots, episodes
-    (WHOLE, 1, 60),
+    (MANY, 1, 60),
+    (("atha+lora",), 1, 60),
     ((LORA,), 1, 60),
     (FEW, 1, 30),
-    (WHOLE + FEW, 5, 30),
+    (MANY + FEW, 5, 30),
+    (("atha+lora",), 5, 30),
+    ((UNEDITED,), 1, 60),
     ((LORA_AT_5,), 5, 30),
 )
 
