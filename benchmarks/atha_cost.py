@@ -1,6 +1,6 @@
 """What token editing costs: a step of atha over a step of plain fine-tuning, ViT-B-32 with random weights.
 
-    python benchmarks/atha_cost.py [--classes 5 100] [--batch 16] [--repeat 7]
+    python benchmarks/atha_cost.py [--classes 5 100] [--batch 8] [--repeat 7]
 
 Both steps (forward, backward, AdamW) are timed in turns in one run; ratios of medians. "images" leaves the text tower
 out of both: class tokens and text embeddings are given. "texts" is what reading the class texts takes with the class
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from clipfit.backbone import Additions, Backbone
 from clipfit.prompts import prompts
-from clipfit.sources import Source
+from clipfit.sources import Source, quiet
 from clipfit.token_edits import EditSettings
 
 MODEL = "ViT-B-32"
@@ -26,7 +26,8 @@ MODEL = "ViT-B-32"
 
 def random_backbone(edited: bool, device: torch.device) -> Backbone:
     torch.manual_seed(0)
-    model = open_clip.create_model(MODEL)
+    with quiet():
+        model = open_clip.create_model(MODEL)
     source = Source(MODEL, None, "", open_clip.get_model_config(MODEL), open_clip.get_model_preprocess_cfg(model))
     backbone = Backbone(model, source, device)
     if edited:
@@ -52,7 +53,7 @@ def medians(steps: list[Callable[[], object]], repeat: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[5, 100])
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeat", type=int, default=7)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
