@@ -84,8 +84,8 @@ def require_room(folder: Path, size: int) -> None:
     """
     missing = _missing(folder)
     make_folder(folder)
-    free = shutil.disk_usage(folder).free
     _remove_empty(missing)
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < size:
         raise DataError(f"{folder} needs {size / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left: make room.")
 

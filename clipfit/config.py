@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -157,6 +156,7 @@ class EpisodesConfig:
         _require(self.query >= 1, "--query must be at least 1", self.query)
         _require(1 <= self.part[0] <= self.part[1], "--part is k/n with 1 ≤ k ≤ n", self.part)
         _require(0 <= self.seed < 2**40, "the seed must be a non-negative 40-bit integer", self.seed)
+        _require(self.precision in PRECISIONS, f"the precision must be one of {', '.join(PRECISIONS)}", self.precision)
         for alpha in self.alphas:
             _require(0 <= alpha <= 1, "alpha must lie between 0 (pre-trained) and 1 (fine-tuned)", alpha)
 
@@ -210,7 +210,7 @@ def settings(owner: type, values: Mapping[str, Any], name: str) -> dict[str, Any
             has = ", ".join(sorted(kinds)) or "none"
             raise UsageError(f"{name} has no option {key!r}; its options: {has}.")
         if not _fits(kinds[key], value):
-            kind = kinds[key].__name__ if isinstance(kinds[key], type) else kinds[key]
+            kind = kinds[key] if get_args(kinds[key]) else kinds[key].__name__
             raise UsageError(f"{key} must be of type {kind}; found {value!r}.")
     return given
 
@@ -222,8 +222,9 @@ def _fits(kind: Any, value: object) -> bool:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, parts, value))
     if parts:  # int | None
         return any(_fits(part, value) for part in parts)
-    number = {float: Real, int: Integral}.get(kind)
-    return isinstance(value, number) and not isinstance(value, bool) if number else isinstance(value, kind)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, Recipe, UsageError
@@ -52,6 +53,7 @@ def test_a_recipe_changes_by_what_is_given():
         ({"epochs": True}, "epochs must be of type int; found True"),
         ({"learning_rate": "fast"}, "learning_rate must be of type float; found 'fast'"),
         ({"crop_scale": [0.5]}, r"crop_scale must be of type tuple\[float, float\]; found \(0.5,\)"),
+        ({"epochs": np.int64(3)}, "epochs must be of type int"),  # config.json could not hold it
         ({"crop_scale": (0.5, "1")}, r"found \(0.5, '1'\)"),
         ({"template": 3}, "template must be of type str"),
     ],

@@ -132,9 +132,12 @@ def test_results_of_other_settings_are_not_mixed(cli, models, place):
     cli(*command, "--alphas", "0:1:0.25").fails(2, "episodes of other alphas:")
     assert cli(*command, "--seed", 1, "--output", "elsewhere").code == 0
     folder = Path(shutil.copytree(models["vit"].removeprefix("local-dir:"), "copy"))
-    (folder / "clipfit.json").write_text(json.dumps({"adapt": {"recipe": {"epochs": 7}}}))
     command = ("evaluate", "--episodes", 1, "--data", place, *QUICK, f"local-dir:{folder}", "--method", "zero-shot")
-    cli(*command).fails(2, "episodes of other model:")
+    assert cli(*command).code == 0
+    (folder / "clipfit.json").write_text(json.dumps({"adapt": {"recipe": {"epochs": 7}}}))
+    cli(*command).fails(2, "episodes of other adapt_defaults:")
+    Path("episodes/zoo/episodes.json").unlink()
+    cli(*command).fails(3, "episodes.json cannot be read")
 
 
 def test_no_query_image_is_a_copy_of_a_shot(models, place, tmp_path, monkeypatch, cli):
@@ -159,8 +162,14 @@ def test_settings_of_what_is_compared():
     assert (told.method, told.tuning, told.lora) == ("atha", "lora", {"rank": 4})
     assert told.recipe == {"crop_scale": [0.5, 1], "template": "an icon of a {}"}
     assert told.method_options == {"soft_edits": True}
+    assert not told.context
+    assert module.Contender.parse("atha+lora:context=true").told.context
+    names = [module._path(config(), f"cite:template=a photo{mark}drawing of a {{}}", 1, 0).name for mark in "/-"]
+    assert len(set(names)) == 2
+    assert not set("/ {}:") & set("".join(names))
     for spec, expected in {
         "atha:soft_edits=no": "soft_edits must be of type bool; found 'no'",
+        "atha:context=yes": "context must be of type bool; found 'yes'",
         "finetune:epochs": "epochs must be of type int; found ''",
         "finetune:lora_rank=3": "--tuning lora",
         "finetune+lora:lora_rank=x": "rank must be of type int",
@@ -189,6 +198,7 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, place, split_run
     cli(*command, "--data", place, "--method", "atha:rank=3").fails(2, "no option 'rank'")
     cli(*command, "--data", place, "--method", "finetune:epochs=0").fails(2, "epochs")
     cli(*command, "--data", place, "--shots", "one").fails(2, "'one'")
+    cli(*command, "--data", place, "--precision", "fp16").fails(2, "auto, fp32, bf16", "'fp16'")
     cli(*command, "--data", place, "--part", "3/2").fails(2, "k/n")
     cli(*command, "--data", place).fails(3, "lower --way, --shots or --query")
 

@@ -289,7 +289,7 @@ def test_a_device_that_is_too_small(cli, flat, models, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    cli("adapt", flat, "--model", models["vit"]).fails(2, "Tried to allocate 2.00 GiB; give a smaller --batch-size")
+    cli("adapt", flat, "--model", models["vit"]).fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
 
 
 def test_what_would_have_no_effect_is_refused(cli, flat, split_run, models):

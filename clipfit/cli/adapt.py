@@ -47,7 +47,7 @@ def command(
     learning_rate: Annotated[
         float | None, OPT(help="[default: the model's own, else the paper's 5e-6; lora: 2e-4]")
     ] = None,
-    weight_decay: Annotated[float | None, OPT(help="[default: the model's own, else 0.1; lora: 0.01]")] = None,
+    weight_decay: Annotated[float | None, OPT(help="[default: the model's own, else 0.1; lora: the method's]")] = None,
     epochs: Annotated[
         int | None, OPT(help="[default: the model's own, else the paper's 20; lora: the method's]")
     ] = None,

@@ -34,7 +34,10 @@ def reporting(command: Callable[P, None]) -> Callable[P, None]:
             raise
         except Exception as error:
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
-                typer.echo(f"error: {first_line(error)}; give a smaller --batch-size, or --device cpu.", err=True)
+                typer.echo(
+                    f"error: {first_line(error)}; make batches smaller (see --batch-size), or pass --device cpu.",
+                    err=True,
+                )
                 raise typer.Exit(2) from None
             if os.environ.get("CLIPFIT_DEBUG"):
                 traceback.print_exc()

@@ -51,7 +51,9 @@ def command(
     alphas: Annotated[str | None, OPT(help="Several: first:last:step (0:1:0.1) or a list (0,0.5,1).")] = None,
     per_class: Annotated[bool, OPT("--per-class", help="Show every class.")] = False,
     skip_bad_images: Annotated[bool, OPT("--skip-bad-images", help="Leave out what cannot be read.")] = False,
-    batch_size: Annotated[int, OPT(help="Images a forward pass.")] = 128,
+    batch_size: Annotated[
+        int, OPT(help="Images a forward pass; episodes train with a method's own (cite:batch_size=8).")
+    ] = 128,
     device: Annotated[str, OPT(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     as_json: Annotated[bool, OPT("--json", help="One JSON document on stdout.")] = False,
     episodes: Annotated[

@@ -17,7 +17,7 @@ import torch
 from clipfit import backbone as backbones
 from clipfit import checkpoint, devices, methods, protocols
 from clipfit.backbone import Backbone
-from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
+from clipfit.config import AdaptConfig, EpisodesConfig, Recipe, settings
 from clipfit.data import layout
 from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
 from clipfit.ensemble import interpolate
@@ -43,15 +43,17 @@ class Contender:
         """Raises UsageError for a method, an option or a setting that there is not, or a value of another type."""
         if spec == ZERO_SHOT:
             return cls(spec, None)
-        name, _, settings = spec.partition(":")
-        pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", settings) if pair]  # not within [0.5,1]
-        given = {key: _value(text) for key, _, text in pairs}
+        name, _, text = spec.partition(":")
+        pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", text) if pair]  # not within [0.5,1]
+        given = {key: _value(value) for key, _, value in pairs}
         recipe = {f.name: given.pop(f.name) for f in fields(Recipe) if f.name in given}
         lora = {key.removeprefix("lora_"): given.pop(key) for key in tuple(given) if key.startswith("lora_")}
         tuning = "lora" if name.endswith("+lora") else "full"
+        context = settings(AdaptConfig, {"context": given.pop("context", None)}, "adapt")
         told = AdaptConfig(
-            Path(), name.removesuffix("+lora"), tuning=tuning, recipe=recipe, method_options=given, lora=lora
-        )
+            Path(), name.removesuffix("+lora"), tuning=tuning, recipe=recipe, method_options=given, lora=lora,
+            **context,
+        )  # fmt: skip
         method = methods.find(told.method)
         method.configure(given)
         adapters(method, told)
@@ -199,25 +201,29 @@ def _accuracy(model: Backbone, images: Images, episode: Episode, template: str, 
 
 def _require_same_settings(config: EpisodesConfig, backbone: Backbone, images: Sequence[str]) -> None:
     """Write down what the results depend on beside a contender's settings; a folder of other results is refused."""
+    source = backbone.source  # but for its name: a folder that moved holds the same model
     record = {
-        "clipfit": __version__, "model": asdict(backbone.source), "device": backbone.device.type,
-        "precision": backbone.precision, "images": hashlib.sha256("\n".join(images).encode()).hexdigest(),
-        "way": config.way, "query": config.query, "most_shots": config.room, "seed": config.seed,
-        "alphas": config.alphas,
+        "clipfit": __version__, "weights": source.sha256, "model_cfg": source.model_cfg,
+        "preprocess_cfg": source.preprocess_cfg, "adapt_defaults": source.adapt_defaults,
+        "device": backbone.device.type, "precision": backbone.precision,
+        "images": hashlib.sha256("\n".join(images).encode()).hexdigest(), "way": config.way, "query": config.query,
+        "most_shots": config.room, "seed": config.seed, "alphas": config.alphas,
     }  # fmt: skip
     file = config.output / RECORD
-    if file.exists():
-        found, mine = checkpoint.read_json(file), json.loads(json.dumps(record))
-        other = [key for key in mine if found.get(key) != mine[key]]
-        if other:
-            raise UsageError(f"{config.output} holds episodes of other {', '.join(other)}: choose another --output.")
-        return
-    checkpoint.make_folder(config.output)
-    checkpoint.write_json(file, record)
+    if not file.exists() and not any(config.output.glob("*-shot--*.json")):
+        checkpoint.make_folder(config.output)
+        checkpoint.write_json(file, record)
+    found, mine = checkpoint.read_json(file), json.loads(json.dumps(record))
+    other = [key for key in mine if found.get(key) != mine[key]]
+    if other:
+        raise UsageError(f"{config.output} holds episodes of other {', '.join(other)}: choose another --output.")
 
 
 def _path(config: EpisodesConfig, spec: str, shots: int, number: int) -> Path:
-    return config.output / f"{spec.replace(':', '--').replace('/', '-')}--{shots}-shot--{number:05d}.json"
+    name = re.sub(r"[^\w+=.,-]", "-", spec.replace(":", "--"))
+    if name != spec.replace(":", "--"):  # two specs must not share a file
+        name += f"-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+    return config.output / f"{name}--{shots}-shot--{number:05d}.json"
 
 
 def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
