@@ -31,6 +31,10 @@ FEW = ("atha:head_ratio=0", "atha:tail_ratio=0", "cite", "cite+atha")  # tail on
 LORA = "finetune+lora"  # 500 steps at 1 shot
 LORA_AT_5 = "finetune+lora:epochs=50,batch_size=5"  # 250 steps of 5 images: a tenth of CLIP-LoRA's steps
 UNEDITED = "atha+lora:head_ratio=0,tail_ratio=0"  # ATHA's adapters and schedule without its edits
+CALLED = {
+    "atha:head_ratio=0": "atha, tail only", "atha:tail_ratio=0": "atha, head only", LORA_AT_5: LORA,
+    UNEDITED: "atha+lora, no edits",
+}  # fmt: skip
 RUNS = (  # contenders, shots, episodes
     (MANY, 1, 60),
     (("atha+lora",), 1, 60),
@@ -84,24 +88,43 @@ def run(part: tuple[int, int]) -> None:
 
 
 def report() -> None:
-    """A table for each kind of picture and number of shots; differences at α = 1, paired over the same episodes."""
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        for shots in sorted({shots for _, shots, _ in RUNS}):
-            found = {c: finished(folder, c, shots) for contenders, s, _ in RUNS if s == shots for c in contenders}
-            print(f"\n{folder.name}, 5-way, {shots}-shot\n")
-            print(
-                "| method | α = 0.5 | α = 1 | minus zero-shot | minus finetune | episodes |\n|---|---|---|---|---|---|"
-            )
-            for contender, at in found.items():
-                last = "0" if contender == "zero-shot" else "1"
-                cells = [
-                    interval([r.get("0.5", r[last]) for r in at.values()]),
-                    interval([r[last] for r in at.values()]),
-                ]
-                for baseline, its_last in (("zero-shot", "0"), ("finetune", "1")):
-                    pairs = [(r[last], found[baseline][n][its_last]) for n, r in at.items() if n in found[baseline]]
-                    cells.append("" if contender == baseline else interval([mine - other for mine, other in pairs]))
-                print(f"| {contender} | {' | '.join(cells)} | {len(at)} |")
+    """One table of all, then one for each kind of picture and number of shots, with paired differences at α = 1."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    measured = {(f.name, shots, c): finished(f, c, shots) for f in folders for cs, shots, _ in RUNS for c in cs}
+    columns = sorted({key[:2] for key in measured})
+    names = list(dict.fromkeys(called(c) for cs, _, _ in RUNS for c in cs))
+
+    print("| method, α = 1 | " + " | ".join(f"{folder}, {shots}-shot" for folder, shots in columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for name in names:
+        rows = {key[:2]: found for key, found in measured.items() if called(key[2]) == name}
+        cells = [interval([at_one(r) for r in rows.get(column, {}).values()]) for column in columns]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+    for folder, shots in columns:
+        print(f"\n{folder}, 5-way, {shots}-shot\n")
+        print("| method | α = 0.5 | α = 1 | minus zero-shot | minus finetune | episodes |\n|---|---|---|---|---|---|")
+        for name, found in ((called(key[2]), found) for key, found in measured.items() if key[:2] == (folder, shots)):
+            cells = [interval([r.get("0.5", at_one(r)) for r in found.values()])]
+            cells.append(interval([at_one(r) for r in found.values()]))
+            for baseline in ("zero-shot", "finetune"):
+                other = measured[folder, shots, baseline]
+                gains = [at_one(r) - at_one(other[n]) for n, r in found.items() if n in other]
+                cells.append("" if name == baseline else interval(gains))
+            print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
+        edited, unedited = (measured.get((folder, shots, c), {}) for c in ("atha+lora", UNEDITED))
+        if unedited:
+            gains = [at_one(r) - at_one(unedited[n]) for n, r in edited.items() if n in unedited]
+            print(f"\natha+lora minus the same without edits: {interval(gains)} ({len(gains)} episodes)")
+
+
+def called(contender: str) -> str:
+    return CALLED.get(contender, contender)
+
+
+def at_one(result: dict[str, float]) -> float:
+    """Accuracy at α = 1; of zero-shot CLIP its only one."""
+    return result["1"] if "1" in result else result["0"]
 
 
 def finished(folder: Path, contender: str, shots: int) -> dict[int, dict[str, float]]:
