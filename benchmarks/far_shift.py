@@ -9,6 +9,7 @@ that clipfit-tiny carries, under LoRA the papers', but for two: at 5 shots CLIP-
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -40,10 +41,8 @@ RUNS = (  # contenders, shots, episodes
     (("atha+lora",), 1, 60),
     ((LORA,), 1, 60),
     (FEW, 1, 30),
-    (MANY + FEW, 5, 30),
-    (("atha+lora",), 5, 30),
-    ((UNEDITED,), 1, 60),
-    ((LORA_AT_5,), 5, 30),
+    ((UNEDITED,), 1, 30),
+    ((*MANY, *FEW, "atha+lora", LORA_AT_5), 5, 30),
 )
 
 
@@ -77,14 +76,13 @@ def main() -> None:
 def run(part: tuple[int, int]) -> None:
     """Every episode of RUNS that is not finished yet."""
     places = digits(), HERE / "tasks/silhouettes"
-    for contenders, shots, count in RUNS:
-        for data in places:
-            config = EpisodesConfig(
-                data, RESULTS / data.name, contenders, "clipfit-tiny", episodes=count, shots=(shots,), most_shots=5,
-                part=part,
-            )  # fmt: skip
-            with Console() as console:
-                episodes(config, console)
+    for (contenders, shots, count), data in itertools.product(RUNS, places):
+        config = EpisodesConfig(
+            data, RESULTS / data.name, contenders, "clipfit-tiny", episodes=count, shots=(shots,), most_shots=5,
+            part=part,
+        )  # fmt: skip
+        with Console() as console:
+            episodes(config, console)
 
 
 def report() -> None:
