@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from clipfit import EpisodesConfig, episodes
 from clipfit.config import parse_part
 from clipfit.metrics import estimate
-from clipfit.report.console import Console
+from clipfit.report.console import Console, percent
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
@@ -96,24 +96,24 @@ def report() -> None:
     print("|---|" + "---|" * len(columns))
     for name in names:
         rows = {key[:2]: found for key, found in measured.items() if called(key[2]) == name}
-        cells = [interval([at_one(r) for r in rows.get(column, {}).values()]) for column in columns]
+        cells = [percent(estimate([at_one(r) for r in rows.get(column, {}).values()])) for column in columns]
         print(f"| {name} | {' | '.join(cells)} |")
 
     for folder, shots in columns:
         print(f"\n{folder}, 5-way, {shots}-shot\n")
         print("| method | α = 0.5 | α = 1 | minus zero-shot | minus finetune | episodes |\n|---|---|---|---|---|---|")
         for name, found in ((called(key[2]), found) for key, found in measured.items() if key[:2] == (folder, shots)):
-            cells = [interval([r.get("0.5", at_one(r)) for r in found.values()])]
-            cells.append(interval([at_one(r) for r in found.values()]))
+            cells = [percent(estimate([r.get("0.5", at_one(r)) for r in found.values()]))]
+            cells.append(percent(estimate([at_one(r) for r in found.values()])))
             for baseline in ("zero-shot", "finetune"):
                 other = measured[folder, shots, baseline]
                 gains = [at_one(r) - at_one(other[n]) for n, r in found.items() if n in other]
-                cells.append("" if name == baseline else interval(gains))
+                cells.append("" if name == baseline else percent(estimate(gains)))
             print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
         edited, unedited = (measured.get((folder, shots, c), {}) for c in ("atha+lora", UNEDITED))
         if unedited:
             gains = [at_one(r) - at_one(unedited[n]) for n, r in edited.items() if n in unedited]
-            print(f"\natha+lora minus the same without edits: {interval(gains)} ({len(gains)} episodes)")
+            print(f"\natha+lora minus the same without edits: {percent(estimate(gains))} ({len(gains)} episodes)")
 
 
 def called(contender: str) -> str:
@@ -129,14 +129,6 @@ def finished(folder: Path, contender: str, shots: int) -> dict[int, dict[str, fl
     """Episode → α → accuracy."""
     paths = sorted(folder.glob(f"{contender.replace(':', '--')}--{shots}-shot--*.json"))
     return {int(path.stem[-5:]): json.loads(path.read_text())["accuracy"] for path in paths}
-
-
-def interval(values: list[float]) -> str:
-    """Percent, ± half of Student's 95% interval."""
-    found = estimate(values)
-    if found.mean is None:
-        return ""
-    return f"{100 * found.mean:.1f}" + ("" if found.half_width is None else f" ± {100 * found.half_width:.1f}")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Console:
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for row in report.rows:
             table.add_row(
-                escape(row.method), str(row.shots), f"{row.alpha:g}", _estimate(row.accuracy), _estimate(row.gain),
+                escape(row.method), str(row.shots), f"{row.alpha:g}", percent(row.accuracy), percent(row.gain),
                 str(row.accuracy.n),
             )  # fmt: skip
         self._out.print(table)
@@ -142,7 +142,8 @@ class Console:
         )  # fmt: skip
 
 
-def _estimate(value: Estimate) -> str:
+def percent(value: Estimate) -> str:
+    """Percent, ± half of the 95% interval."""
     if value.mean is None:
         return "–"
     return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
