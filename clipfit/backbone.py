@@ -128,7 +128,8 @@ class Backbone:
         """From now on edit patch tokens and read context vectors; both so that nothing changes before they are trained.
 
         Raises:
-            ModelError: the image tower is not open_clip's own vision transformer, or pools in another way.
+            ModelError: edits of an image tower that is not open_clip's own vision transformer or pools in another way;
+                context vectors of a text tower that pools elsewhere than at the end of the text.
             UsageError: the settings name a block that the model does not have, or there are no context words.
         """
         if additions.edits:
@@ -148,6 +149,11 @@ class Backbone:
 
     def _word_embeddings(self, words: str) -> torch.Tensor:
         """The pre-trained embeddings of words that a text begins with: (tokens, text width)."""
+        if self.model.text_pool_type not in ("argmax", "eos"):
+            raise ModelError(
+                "context vectors need texts that are read at their end-of-text token, but the text tower of "
+                f"{self.source.model} pools by {self.model.text_pool_type!r}: leave --context out."
+            )
         tokens = self.tokenize([words])[0]
         count = int(self._ends(tokens[None])) - 1  # between start and end of the text
         if count < 1:

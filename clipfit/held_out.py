@@ -12,7 +12,7 @@ from clipfit.data.images import content_hash
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes
 from clipfit.errors import DataError
-from clipfit.prompts import key_of
+from clipfit.prompts import excluding, key_of
 from clipfit.run import Run
 
 
@@ -80,12 +80,11 @@ def _label_sets(
     known = {} if config.classes else run.names
     known_as = {name: known.get(folder, name) for folder, name in found.names.items()}
     present = {s.label for s in candidates}
-    base_keys = {key_of(name) for name in run.base}
     if config.new_classes is None:
-        new = tuple(mine for name, mine in known_as.items() if name in present and key_of(mine) not in base_keys)
+        new = tuple(excluding((mine for name, mine in known_as.items() if name in present), run.base))
     else:
         listed = read_new_classes(config.new_classes)
-        new = tuple(name for name in listed if key_of(name) not in base_keys)
+        new = tuple(excluding(listed, run.base))
         if not new:
             raise DataError(f"every class in {config.new_classes} was trained on: there is none that is new.")
         if len(new) < len(listed):

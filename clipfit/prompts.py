@@ -15,6 +15,12 @@ def key_of(name: str) -> str:
     return name_of_folder(name).casefold()
 
 
+def excluding(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The names that are none of the known ones, under any spelling; in order."""
+    keys = {key_of(name) for name in known}
+    return [name for name in names if key_of(name) not in keys]
+
+
 def prompts(names: Iterable[str], template: str) -> list[str]:
     """One sentence a class, in order."""
     return [template.replace("{}", name) for name in names]

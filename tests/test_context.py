@@ -8,12 +8,14 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import make_model
 from PIL import Image
 from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit import backbone as backbones
 from clipfit.backbone import Additions
+from clipfit.errors import ModelError
 from clipfit.prompts import prompts
 from clipfit.run import open_run
 
@@ -39,6 +41,13 @@ def test_vectors_start_as_the_words_and_stand_in_their_place(models, name):
     expected = F.normalize(m.ln_final(h)[torch.arange(3), tokens.argmax(1)] @ m.text_projection, dim=1)
     torch.testing.assert_close(backbone.encode_text(tokens), expected, atol=1e-5, rtol=0)
     assert not torch.allclose(expected, before, atol=0.1)
+
+
+def test_a_text_tower_that_pools_elsewhere_is_refused(tmp_path):
+    """Where its texts end cannot be told, so neither can the number of words."""
+    folder = make_model(tmp_path / "last", pool_type="last", no_causal_mask=True)
+    with pytest.raises(ModelError, match="pools by 'last': leave --context out"):
+        backbones.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
 
 
 @pytest.fixture(params=[("finetune", "full"), ("atha", "lora")], ids="-".join)

@@ -18,7 +18,7 @@ from clipfit.data.images import decode
 from clipfit.data.names import read_new_classes
 from clipfit.errors import UsageError
 from clipfit.progress import Progress, Silent
-from clipfit.prompts import key_of
+from clipfit.prompts import excluding
 from clipfit.run import open_run
 from clipfit.token_edits import EditSettings, Look
 
@@ -73,9 +73,8 @@ def explain(
     model = backbones.rebuild(run.source, run.state(alpha), run.additions)
     if model.edits is None:
         model.attach(Additions(EditSettings()))
-    base = {key_of(name) for name in run.base}
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
-    names = [*run.base, *(name for name in listed if key_of(name) not in base)]
+    names = [*run.base, *excluding(listed, run.base)]
     blocks = _blocks(config, model)
     output = config.output or run.path / f"explain-{alpha:g}"
     checkpoint.make_folder(output)
