@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student_t
 
 from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt, evaluate
 from clipfit.backbone import load
+from clipfit.metrics import estimate
+from clipfit.report.console import percent
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -140,9 +141,8 @@ def rates(results: Results) -> None:
 
 
 def interval(values: list[float]) -> str:
-    """Mean ± half of Student's 95% interval with n − 1 degrees of freedom."""
-    half = student_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.1f} ± {half:.1f}"
+    """Mean ± half of Student's 95% interval, of values in percent."""
+    return percent(estimate([value / 100 for value in values]))
 
 
 def main() -> None:
