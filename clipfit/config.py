@@ -228,7 +228,7 @@ def _fits(kind: Any, value: object) -> bool:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """ "0:1:0.1" (first:last:step, both ends included) or "0,0.5,1" → the ratios.
+    """ "0:1:0.1" (first:last:step, the last included where a step meets it) or "0,0.5,1" → the ratios.
 
     Raises:
         UsageError: the text is neither.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from clipfit.data import layout
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import ClassNames, read_new_classes
 from clipfit.data.shots import select
+from clipfit.errors import UsageError
 from clipfit.prompts import key_of, name_of_folder, prompts
 
 
@@ -84,6 +86,9 @@ def test_a_class_file_that_does_not_match_shows_both_sides(tmp_path):
         (".json", "{", "is not JSON"),
         (".json", '["a", "b"]', "must be one JSON object"),
         (".json", '{"a": 1, "b": "x"}', "must be one JSON object"),
+        (".txt", "a\tfox\na\twolf\nb\tbee\n", "names 'a' twice"),
+        (".txt", "a\t\nb\tbee\n", "gives 'a' an empty name"),
+        (".json", '{"a": " ", "b": "x"}', "gives 'a' an empty name"),
     ],
 )
 def test_class_files_that_cannot_be_used(tmp_path, suffix, text, message):
@@ -112,6 +117,10 @@ def test_new_classes_are_read_in_order_and_once_each(tmp_path):
     assert read_new_classes(file) == ("zebra", "Ant lion")
     file.write_text("ice_cream\nt-shirt\n")  # as folders are called: no underscore belongs in a sentence
     assert read_new_classes(file) == ("ice cream", "t-shirt")
+    file.write_text("ice_cream\tice cream\nn02\tt-shirt\n")  # a class file: its names
+    assert read_new_classes(file) == ("ice cream", "t-shirt")
+    (tmp_path / "new.json").write_text('{"n01": "zebra", "n02": "yak"}')
+    assert read_new_classes(tmp_path / "new.json") == ("zebra", "yak")
     file.write_text("zebra\nZEBRA\n")
     with pytest.raises(DataError, match="unique"):
         read_new_classes(file)
@@ -150,6 +159,43 @@ def test_train_and_test_folders(split):
     assert found.train[0].source == "train/bee/0.png"
     assert not {s.path for s in found.train} & {s.path for s in found.test}
     assert list(found.names) == ["bee", "cow", "dog", "Ant-Lion", "elk"]
+
+
+def test_parts_in_capitals_and_a_test_part_alone(tmp_path):
+    make_classes(tmp_path / "Train", {"a": 1})
+    make_classes(tmp_path / "TEST", {"a": 1, "b": 2})
+    found = layout.read(tmp_path)
+    assert labels(found.train) == [("Train/a/0.png", "a")]
+    assert len(found.test) == 3
+    shutil.rmtree(tmp_path / "Train")
+    found = layout.read(tmp_path)
+    assert found.train == ()
+    assert labels(found.test) == [("TEST/a/0.png", "a"), ("TEST/b/0.png", "b"), ("TEST/b/1.png", "b")]
+    with pytest.raises(DataError, match="test images alone"):
+        select(found, None, 0)
+
+
+@pytest.mark.parametrize("parts", [("a", "b", "test"), ("training", "val"), ("a", "b", "Validation")])
+def test_a_part_of_a_split_is_never_a_class(tmp_path, parts):
+    for part in parts:
+        make_classes(tmp_path / part if len(part) > 1 else tmp_path, {"a" if len(part) > 1 else part: 1})
+    with pytest.raises(DataError, match="looks like a part of a split, not like a class"):
+        layout.read(tmp_path)
+
+
+def test_files_that_are_no_images_are_counted(tmp_path):
+    root = make_classes(tmp_path / "pets", {"cat": 1, "dog": 1})
+    (root / "cat" / "0.png").rename(root / "cat" / "0.JFIF")
+    for name in ("notes.txt", "1.heic", ".DS_Store"):
+        (root / "dog" / name).touch()
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    found = layout.read(root)
+    assert (len(found.train), found.ignored) == (2, 3)
+
+
+def test_an_image_root_belongs_to_a_file(flat):
+    with pytest.raises(UsageError, match="is a folder: leave it out"):
+        layout.read(flat, image_root=flat)
 
 
 def test_a_train_folder_alone(tmp_path):
@@ -197,6 +243,22 @@ def test_manifests_with_a_split(tmp_path, name):
     assert labels(found.test) == [("y/3.png", "dog")]
 
 
+def test_rows_that_stand_twice_and_labels_that_are_numbers(tmp_path):
+    file = tmp_path / "m.jsonl"
+    rows = [{"path": "a.png", "label": 0}, {"path": "b.png", "label": 1}, {"path": "a.png", "label": 0}]
+    file.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), "utf-8")  # with a byte order mark
+    assert labels(layout.read(file).train) == [("a.png", "0"), ("b.png", "1")]
+    file.write_text("\n".join(map(json.dumps, [*rows, {"path": "b.png", "label": 0}])))
+    with pytest.raises(DataError, match=r"labels b.png both '1' and '0': an image has one class"):
+        layout.read(file)
+
+
+def test_a_manifest_of_test_images(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label,split\na.png,cat,test\n")
+    found = layout.read(tmp_path / "m.csv")
+    assert (found.train, labels(found.test)) == ((), [("a.png", "cat")])
+
+
 def test_a_coop_split_file(tmp_path):
     file = tmp_path / "split_zhou_Pets.json"
     record = {
@@ -220,9 +282,9 @@ def test_a_coop_split_file(tmp_path):
         ("m.csv", "", "holds no labelled images"),
         ("m.jsonl", '{"path": "a.png"\n', "cannot be read as jsonl"),
         ("m.jsonl", '["a.png", "cat"]\n', "cannot be read as jsonl|needs `path`"),
-        ("m.json", "{}", "cannot be read as json"),
+        ("m.json", "{}", "is no CoOp split: expected `train` and `test`"),
         ("m.json", '{"train": [["a.png", 0]], "test": []}', "cannot be read as json"),
-        ("m.json", "[]", "cannot be read as json"),
+        ("m.json", "[]", "is no CoOp split"),
         ("m.txt", "a.png cat", "is no folder and no .csv, .jsonl or CoOp .json file"),
     ],
 )

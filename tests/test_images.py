@@ -31,6 +31,23 @@ def test_rgb_is_left_alone(tmp_path):
     assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(picture(0)))
 
 
+@pytest.mark.parametrize(
+    ("brightest", "shown"), [(100, 100), (255, 255), (256, 64), (1023, 255), (4095, 255), (5000, 78), (16383, 255),
+                             (16384, 64), (65535, 255)]
+)  # fmt: skip
+def test_grey_of_any_depth_is_seen(tmp_path, brightest, shown):
+    """12 bits of an X-ray in 16 are no black image."""
+    Image.fromarray(np.array([[0, brightest]], np.uint16)).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").tolist() == [[[0] * 3, [shown] * 3]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_grey_that_is_no_number_is_no_image(tmp_path, value):
+    Image.fromarray(np.array([[0, value]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="cannot be read"):
+        decode(tmp_path / "a.tif")
+
+
 def test_black_and_white(tmp_path):
     Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).convert("1").save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png")[..., 1].tolist() == [[0, 255], [255, 0]]

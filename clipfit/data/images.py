@@ -19,9 +19,10 @@ from clipfit.errors import DataError
 
 
 def decode(path: Path) -> Image.Image:
-    """An image file as an upright RGB picture; transparency shows white, 16-bit grey is scaled to 8.
+    """An image file as an upright RGB picture; transparency shows white, grey of more than 8 bits is scaled to 8.
 
-    Grey of more than 8 bits whose brightest pixel is 255 or less is taken for 8-bit values in a wider container.
+    Files do not say how many of their 16 bits are used (12 of an X-ray, say): the image's depth is taken for the
+    even number of bits, at least 8, that holds its brightest pixel.
 
     Raises:
         DataError: the file is missing or no readable image.
@@ -35,7 +36,8 @@ def decode(path: Path) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise DataError(f"image {path} does not exist.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, ArithmeticError, EOFError, RuntimeError,
+            Image.DecompressionBombError) as error:  # fmt: skip
         raise DataError(f"image {path} cannot be read ({error}).") from error
 
 
@@ -45,7 +47,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
         top = values.max(initial=0)
-        scale = 255 if 0 < top <= 1 and image.mode == "F" else 1 if top <= 255 else 255 / 65535
+        depth = max(8, 2 * math.ceil(math.log2(max(top, 1) + 1) / 2))  # bits
+        scale = 255 if 0 < top <= 1 and image.mode == "F" else 255 / (2**depth - 1)
         return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -39,6 +39,9 @@ class ClassNames:
                     f"no folder for {_some(unused) if unused else 'none of its lines'}."
                 )
         _refuse_twins(names)
+        for label, name in names.items():
+            if name.encode("utf-8", "ignore").decode() != name:
+                raise DataError(f"class folder {label!r} has a name that is no UTF-8: rename it, or give --classes.")
         return cls(names)
 
 
@@ -52,25 +55,41 @@ def _read_class_file(file: Path) -> dict[str, str]:
             raise DataError(f"class file {file} is not JSON: {error}.") from error
         if not isinstance(record, dict) or not all(isinstance(v, str) for v in record.values()):
             raise DataError(f'class file {file} must be one JSON object {{"folder": "class name", …}}.')
+        _require_names(record, file)
         return record
-    names = {}
+    names: dict[str, str] = {}
     for line in text.splitlines():
         if not line.strip():
             continue
         folder, tab, name = line.partition("\t")
+        if folder.strip() in names:
+            raise DataError(f"class file {file} names {folder.strip()!r} twice: one line a folder.")
         names[folder.strip()] = name.strip() if tab else name_of_folder(folder)
     if not names:
         raise DataError(f"class file {file} is empty: expected a line `folder<TAB>class name` for each class.")
+    _require_names(names, file)
     return names
+
+
+def _require_names(names: Mapping[str, str], file: Path) -> None:
+    for folder, name in names.items():
+        if not name.strip():
+            raise DataError(f"class file {file} gives {folder!r} an empty name.")
 
 
 def read_new_classes(file: Path) -> tuple[str, ...]:
     """One class name a line; underscores become spaces, for a folder's name is often what is listed.
 
+    Of a class file (`folder<TAB>name` lines or a JSON object) the names count.
+
     Raises:
         DataError: the file is missing, empty, or names a class twice.
     """
-    names = [" ".join(line.replace("_", " ").split()) for line in _read_text(file).splitlines() if line.strip()]
+    text = _read_text(file)
+    if file.suffix.lower() == ".json" or "\t" in text:
+        names = list(_read_class_file(file).values())
+    else:
+        names = [" ".join(line.replace("_", " ").split()) for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{file} names no class: expected one class name a line.")
     _refuse_twins({name: name for name in names})
