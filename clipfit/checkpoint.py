@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from clipfit.errors import DataError, ModelError
+from clipfit.errors import DataError, ModelError, UsageError
 
 METADATA_KEY = "clipfit"  # one key of sorted JSON: several keys would be written in random order
 
@@ -77,14 +78,20 @@ def read_lines(path: Path) -> list[Any]:
 
 
 def require_room(folder: Path, size: int) -> None:
-    """Make sure that the folder can be made where it is missing, and that `size` bytes are free there; leaves nothing.
+    """Make sure that something can be made in the folder, and that `size` bytes are free there; leaves nothing.
 
     Raises:
-        DataError: it cannot be made, or the disk is too full.
+        DataError: it cannot be made or written in, or the disk is too full.
     """
     missing = _missing(folder)
     make_folder(folder)
-    _remove_empty(missing)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written in: {error.strerror or error}.") from error
+    finally:
+        _remove_empty(missing)
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < size:
         raise DataError(f"{folder} needs {size / 1e6:.0f} MB, but its disk has {free / 1e6:.0f} MB left: make room.")
@@ -98,6 +105,21 @@ def make_folder(folder: Path) -> None:
         raise DataError(f"{folder} cannot be created: {error.strerror or error}.") from error
 
 
+def require_kept(target: Path, needed: Iterable[Path]) -> None:
+    """Raises UsageError where replacing the target would delete one of what is needed."""
+    for path in needed:
+        if target.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(f"{target} would be replaced, but {path} is needed: choose another place with --output.")
+
+
+def require_outside(target: Path, images: Path) -> None:
+    """Raises UsageError for a target inside a folder of images, where it would be read as a class."""
+    if images.is_dir() and images.resolve() in target.resolve().parents:
+        raise UsageError(
+            f"{target} would lie inside {images} and be read as one of its classes: choose another place with --output."
+        )
+
+
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
     """A folder that appears at `target` when the block ends well, replacing what is there; else it leaves nothing.
@@ -105,6 +127,7 @@ def building(target: Path) -> Iterator[Path]:
     Raises:
         DataError: it cannot be made or moved into place.
     """
+    shown, target = target, target.resolve()  # behind a link is what has to be replaced
     part, missing = target.with_name(f".{target.name}.part"), _missing(target.parent)
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -114,7 +137,7 @@ def building(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         part.rename(target)
     except OSError as error:
-        raise DataError(f"{target} cannot be written: {error.strerror or error}.") from error
+        raise DataError(f"{shown} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         _remove_empty(missing)

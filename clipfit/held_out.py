@@ -35,10 +35,15 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
         DataError: nothing fits, or a listed new class has no images where test images were provided.
     """
     own = config.data is None
-    place = config.data or Path(run.config["shots"])
-    class_file = config.classes or (_path(run.config["classes"]) if own else None)
-    image_root = config.image_root or (_path(run.config["image_root"]) if own else None)
+    place = config.data or run.place("shots")
+    assert place is not None
+    class_file = config.classes or (run.place("classes") if own else None)
+    image_root = config.image_root or (run.place("image_root") if own else None)
+    if own and not place.exists():
+        raise DataError(f"{place}, which {run.path} was made from, is no longer there: pass --data with images.")
     found = layout.read(place, class_file, image_root)
+    if own:
+        _require_own(run, found, place)
     candidates, notes = _candidates(run, found, own)
     new, label_of = _label_sets(run, found, candidates, config, notes)
 
@@ -55,7 +60,8 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
         notes.append("base accuracy is measured on the shots: no evidence of generalisation")
     if not any(s.label in new for s in samples):
         wanted = f"for {_some(new)}" if new else "for each new class"
-        notes.append(f"no new accuracy: add images as {place}/test/<class>/ or pass --data, with folders {wanted}")
+        add = f"add images as {place}/test/<class>/ or " if found.test is not None and place.is_dir() else ""
+        notes.append(f"no new accuracy: {add}pass --data, with folders {wanted}")
     return TestSet(tuple(samples), new, not on_shots, tuple(notes))
 
 
@@ -67,9 +73,24 @@ def _candidates(run: Run, found: LabelledImages, own: bool) -> tuple[list[Sample
         candidates = list(found.test)
     else:
         candidates = [s for s in found.train if not own or s.source not in paths]
-    fresh = [s for s in candidates if not s.path.is_file() or content_hash(s.path) not in contents]
-    copies = len(candidates) - len(fresh)
-    return fresh, [f"{copies} images have the very content of a shot and were left out"] if copies else []
+    content = [content_hash(s.path) if s.path.is_file() else str(s.path) for s in candidates]
+    fresh = {(c, s.label): s for c, s in reversed(list(zip(content, candidates, strict=True))) if c not in contents}
+    notes, shown = [], sum(c in contents for c in content)
+    copies = len(candidates) - shown - len(fresh)
+    if shown:
+        notes.append(f"{shown} images have the very content of a shot and were left out")
+    if copies:
+        notes.append(f"{copies} images have the very content of another and were counted once")
+    return list(reversed(fresh.values())), notes
+
+
+def _require_own(run: Run, found: LabelledImages, place: Path) -> None:
+    """Raises DataError for a folder that has the name of the run's own, but none of its shots."""
+    recorded = {(shot["path"], shot["sha256"]) for shot in run.shots}
+    named = {shot["path"] for shot in run.shots}
+    there = (s for s in found.train if s.source in named and s.path.is_file())
+    if not any((s.source, content_hash(s.path)) in recorded for s in there):
+        raise DataError(f"{place} holds none of the shots of {run.path}: pass --data with images to measure it on.")
 
 
 def _label_sets(
@@ -106,7 +127,3 @@ def _label_sets(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from clipfit import checkpoint
 from clipfit.backbone import Additions, Backbone, reload
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
-from clipfit.sources import Source
+from clipfit.sources import LOCAL_DIR, Source
 from clipfit.token_edits import EditSettings
 
 RUNS = Path("runs")
@@ -29,6 +29,21 @@ class Run:
     base: tuple[str, ...]  # class names in order
     names: Mapping[str, str]  # folder → class name
     shots: Sequence[Mapping[str, str]]
+    inputs: Mapping[str, str]  # where, as an absolute path, what it was made from was then
+
+    def place(self, name: str) -> Path | None:
+        """`shots`, `classes` or `image_root`: where it was, or, where it no longer is, as it was given."""
+        given = self.config[name]
+        return self._still(name) or (Path(given) if given else None)
+
+    def _still(self, name: str) -> Path | None:
+        known = self.inputs.get(name)
+        return Path(known) if known and Path(known).exists() else None
+
+    @property
+    def needed(self) -> list[Path]:
+        """The run, and the files its pre-trained weights come from."""
+        return [self.path, *filter(None, (self._still(name) for name in ("model", "pretrained")))]
 
     @property
     def source(self) -> Source:
@@ -59,7 +74,12 @@ class Run:
         Raises:
             ModelError: its weights cannot be had, or are not the recorded ones.
         """
-        backbone = reload(self.source, device)
+        source, folder, file = self.source, self._still("model"), self._still("pretrained")
+        if folder:
+            source = replace(source, model=f"{LOCAL_DIR}{folder}")
+        if file:
+            source = replace(source, pretrained=str(file))
+        backbone = reload(source, device)
         backbone.attach(self.additions)
         return backbone
 
@@ -96,7 +116,9 @@ def open_run(path: Path | None) -> Run:
     shots = checkpoint.read_lines(path / "shots.jsonl")
     if config.get("format") != FORMAT:
         raise ModelError(f"{path} has run format {config.get('format')!r}; this clipfit reads {FORMAT}.")
-    return Run(path, config, tuple(classes["base"]), classes["names"], shots)
+    timing = path / "timing.json"  # a run is complete without it
+    inputs = checkpoint.read_json(timing).get("inputs", {}) if timing.exists() else {}
+    return Run(path, config, tuple(classes["base"]), classes["names"], shots, inputs)
 
 
 def _newest() -> Path:
@@ -107,17 +129,21 @@ def _newest() -> Path:
     return max(done, key=lambda p: ((p / "model.safetensors").stat().st_mtime_ns, p.name))
 
 
-def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool) -> Path:
+def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool, inputs: Iterable[Path]) -> Path:
     """Where the run goes: `runs/<folder>-<method>` unless told otherwise.
 
     Raises:
-        UsageError: it exists and `overwrite` is not set, or it exists and is no run.
+        UsageError: it exists and `overwrite` is not set, it exists and is no run, it holds an input, or it would be
+            taken for a class of the shots.
     """
     path = output or RUNS / f"{shots.resolve().stem if shots.is_file() else shots.resolve().name}-{method}"
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already: pass --overwrite to replace it or --output for another place.")
-    if path.exists() and not (path / "shots.jsonl").exists() and (path.is_file() or any(path.iterdir())):
+    a_run = all((path / name).exists() for name in ("config.json", "shots.jsonl", "finetuned.safetensors"))
+    if path.exists() and not a_run and (path.is_file() or any(path.iterdir())):
         raise UsageError(f"{path} is no run of clipfit's, so --overwrite will not delete it: choose another place.")
+    checkpoint.require_kept(path, inputs)
+    checkpoint.require_outside(path, shots)
     return path
 
 

@@ -44,9 +44,12 @@ def find(model: str, pretrained: str | None) -> tuple[str, str | None, dict[str,
     """What open_clip is asked for (name, tag or file), and the model's record: model_cfg and perhaps "adapt".
 
     Raises:
-        UsageError: no such model or tag; the nearest names are given. ModelError: a folder that is none of a model.
+        UsageError: no such model or tag (the nearest names are given), or other weights for a folder that has its own.
+        ModelError: a folder that is none of a model.
     """
     if model == TINY or model.startswith(LOCAL_DIR):
+        if pretrained:
+            raise UsageError(f"{model} has its own weights: leave --pretrained {pretrained} out.")
         folder = TINY_FOLDER if model == TINY else Path(model.removeprefix(LOCAL_DIR)).expanduser()
         return f"{LOCAL_DIR}{folder}", None, _folder_record(folder)
     pretrained = pretrained or DEFAULT_TAG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import warnings
 from collections import namedtuple
@@ -71,6 +72,31 @@ def test_an_unreadable_image_is_named_or_skipped(cli, shots, models):
         assert measured.code == 0, measured.stderr
         assert measured.document["held_out"] is False
         assert measured.document["alphas"][0]["base"]["n"] == 11
+
+
+def test_shots_are_drawn_among_readable_images_where_bad_ones_are_skipped(cli, shots, models):
+    (shots / "owl" / "0.png").write_bytes(b"")
+    (shots / "dog" / "2.png").write_bytes(b"")
+    for seed in range(3):
+        made = cli("adapt", shots, "--shots", 2, "--skip-bad-images", "--model", models["vit"], "--seed", seed,
+                   "--overwrite", "--json")  # fmt: skip
+        assert made.document["shots"] == 8, made.stderr
+        assert set(made.document["skipped"]) <= {"pets/owl/0.png", "pets/dog/2.png"}
+    cli("adapt", shots, "--shots", 3, "--skip-bad-images", "--overwrite").fails(
+        3, "--shots 3 needs 3 readable images in every class, but 'dog' has 2"
+    )
+
+
+def test_one_image_in_two_classes(cli, shots, models):
+    shutil.copy(shots / "owl" / "0.png", shots / "dog" / "an owl.png")
+    cli("adapt", shots, "--model", models["vit"]).fails(
+        3, "pets/dog/an owl.png ('dog') and pets/owl/0.png ('owl') are the same image"
+    )
+
+
+def test_a_class_folder_whose_name_is_no_text(cli, shots, models):
+    os.rename(shots / "owl", os.fsencode(shots) + b"/caf\xe9")
+    cli("adapt", shots, "--model", models["vit"]).fails(3, "has a name that is no UTF-8: rename it, or give --classes")
 
 
 def test_an_image_of_too_many_pixels_is_one_sentence(shots, models, monkeypatch, capsys):
@@ -157,6 +183,16 @@ def test_a_place_that_cannot_be_written(cli, shots, models, tmp_path):
     cli("adapt", shots, "--model", models["vit"], "--output", "file/run").fails(3, "file")
 
 
+def test_a_place_without_permission_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
+    def denied(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.tempfile, "TemporaryDirectory", denied)  # whoever is root may write anywhere
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
+    cli("adapt", shots, "--model", models["vit"]).fails(3, "runs cannot be written in: Permission denied")
+    assert nothing_written(tmp_path)
+
+
 def test_a_damaged_run(cli, split_run, tmp_path):
     run = Path(shutil.copytree(split_run, tmp_path / "run"))
     (run / "finetuned.safetensors").write_bytes(b"damaged")
@@ -181,6 +217,7 @@ def test_a_run_with_missing_pieces(cli, split_run, tmp_path):
         (("--method", "sight"), ("unknown method 'sight' (did you mean cite?)",)),
         (("--model", "ViT-B-61"), ("unknown model 'ViT-B-61'; did you mean ", "ViT-B-16")),
         (("--model", "clipfit-tyni"), ("did you mean clipfit-tiny",)),
+        (("--model", "clipfit-tiny", "--pretrained", "openai"), ("clipfit-tiny has its own weights: leave --pretr",)),
         (("--pretrained", "open-ai"), ("'open-ai' is neither a file nor a pretrained tag of ViT-B-16",)),
         (("--alpha", "1.5"), ("alpha must lie between 0 (pre-trained) and 1 (fine-tuned); found 1.5",)),
         (("--alpha", "nan"), ("alpha must lie between",)),
@@ -233,7 +270,7 @@ def test_weights_that_changed_since_the_run(cli, flat, tmp_path):
     folder = make_model(tmp_path / "model")
     assert cli("adapt", flat, "--model", "local-dir:model", "--output", "run").code == 0
     make_model(folder, seed=1)
-    cli("evaluate", "run").fails(4, "the weights of local-dir:model changed since the run was made", "adapt again")
+    cli("evaluate", "run").fails(4, f"the weights of local-dir:{folder} changed since the run was made", "adapt again")
     cli("export", "run", "--alpha", 0).fails(4, "changed since the run was made")
 
 

@@ -227,7 +227,9 @@ def test_a_flat_folder_ends_well_and_says_what_is_missing(cli, models, flat, tmp
         assert 0 <= row["agreement_with_zero_shot"] <= 1
     notes = " ".join(record["notes"])
     assert "base accuracy is measured on the shots: no evidence of generalisation" in notes
-    assert f"no new accuracy: add images as {flat}/test/<class>/ or pass --data, with folders for zebra, yak" in notes
+    assert (
+        "no new accuracy: pass --data, with folders for zebra, yak" in notes
+    )  # class folders beside test/ are refused
     assert "on the shots" in result.stderr
 
 
@@ -299,6 +301,89 @@ def test_overwrite_never_deletes_what_clipfit_did_not_write(cli, models, flat, s
     for command in (("adapt", flat, "--model", models["vit"]), ("export", split_run)):
         cli(*command, "--output", theirs, "--overwrite").fails(2, "precious", "--overwrite will not delete it")
         assert (theirs / "thesis.txt").is_file()
+
+
+def test_overwrite_never_deletes_what_it_is_made_from(cli, models, flat, split_run, tmp_path):
+    data = tmp_path / "data"  # a manifest, called as the shots of a run are, beside its images
+    shutil.copytree(flat, data / "images")
+    rows = [{"path": str(p.relative_to(data)), "label": p.parent.name} for p in sorted(data.rglob("*.png"))]
+    (data / "shots.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (data / "config.json").write_text("{}")
+    command = ("adapt", data / "shots.jsonl", "--model", models["vit"], "--output", data, "--overwrite")
+    cli(*command).fails(2, "will not delete it")
+    (data / "finetuned.safetensors").touch()
+    cli(*command).fails(2, "would be replaced, but", "shots.jsonl is needed")
+
+    run = tmp_path / "runs" / "pets-cite"  # the model that is adapted lies in the run that would be replaced
+    assert cli("adapt", flat, "--model", models["vit"]).code == 0
+    assert cli("export").code == 0
+    model = f"local-dir:{run}/export-open_clip-0.5"
+    cli("adapt", flat, "--model", model, "--overwrite").fails(2, "export-open_clip-0.5 is needed")
+    assert cli("adapt", flat, "--model", model, "--output", "second").code == 0
+    cli("export", "second", "--output", f"{run}/export-open_clip-0.5", "--overwrite").fails(2, "is needed")
+    assert len(list(data.rglob("*.png"))) == 12
+    assert (run / "export-open_clip-0.5" / "open_clip_model.safetensors").is_file()
+
+
+def test_a_run_behind_a_link_and_one_in_the_current_folder(cli, models, flat, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for _ in range(2):
+        made = cli("adapt", flat, "--model", models["vit"], "--output", "out", "--overwrite")
+        assert made.code == 0, made.stderr
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = cli("adapt", flat, "--model", models["vit"], "--output", ".", "--overwrite")
+    assert made.code == 0, made.stderr
+    assert (tmp_path / "here" / "model.safetensors").is_file()
+
+
+def test_nothing_is_written_among_the_shots(cli, models, flat, tmp_path, monkeypatch):
+    """`adapt .` would make runs/ one of the classes of the next command."""
+    shutil.copytree(flat, tmp_path / "pets")
+    monkeypatch.chdir(tmp_path / "pets")
+    cli("adapt", ".", "--model", models["vit"]).fails(2, "be read as one of its classes", "--output")
+    episodes = ("evaluate", "--episodes", 1, "--data", ".", "--model", models["vit"], "--way", 2, "--shots", 1)
+    cli(*episodes, "--query", 1).fails(2, "be read as one of its classes")
+    assert cli("adapt", ".", "--model", models["vit"], "--output", "../run").code == 0
+    assert sorted(p.name for p in Path().iterdir()) == ["dog", "fish", "owl", "tabby_cat"]
+
+
+def test_a_run_finds_what_it_was_made_from(cli, models, flat, tmp_path, monkeypatch):
+    """From any folder; where another folder has its name, or it is gone, that is said."""
+    shutil.copytree(flat, tmp_path / "a" / "pets")
+    shutil.copytree(models["vit"].removeprefix("local-dir:"), tmp_path / "a" / "model")
+    make_classes(tmp_path / "b" / "pets", {"tabby_cat": 3, "dog": 3, "fish": 3, "owl": 3}, seed=9)
+    monkeypatch.chdir(tmp_path / "a")
+    assert cli("adapt", "pets", "--shots", 2, "--model", "local-dir:model").code == 0
+    here = cli("evaluate", "runs/pets-cite", "--json").document
+    monkeypatch.chdir(tmp_path / "b")
+    there = cli("evaluate", "../a/runs/pets-cite", "--json").document
+    assert there["alphas"] == here["alphas"]
+
+    (tmp_path / "a" / "pets").rename(tmp_path / "a" / "moved")
+    cli("evaluate", "../a/runs/pets-cite").fails(3, "pets holds none of the shots of ../a/runs/pets-cite", "--data")
+    (tmp_path / "b" / "pets").rename(tmp_path / "b" / "others")
+    cli("evaluate", "../a/runs/pets-cite").fails(3, "is no longer there: pass --data")
+    (tmp_path / "a" / "runs" / "pets-cite" / "timing.json").unlink()
+    (tmp_path / "a" / "moved").rename(tmp_path / "a" / "pets")
+    monkeypatch.chdir(tmp_path / "a")
+    assert cli("evaluate", "runs/pets-cite", "--json").document["alphas"] == here["alphas"]
+
+
+def test_copies_are_counted_once(cli, split, split_run, tmp_path):
+    data = tmp_path / "animals"
+    shutil.copytree(split / "test", data)
+    before = cli("evaluate", split_run, "--data", data, "--json").document
+    for file in sorted(data.rglob("*.png")):
+        shutil.copy(file, file.with_name(f"copy-{file.name}"))
+    after = cli("evaluate", split_run, "--data", data, "--json").document
+    assert after["alphas"] == before["alphas"]
+    assert [note for note in after["notes"] if note not in before["notes"]] == [
+        "9 images have the very content of another and were counted once"
+    ]
 
 
 def test_exporting_twice(cli, split_run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from types import TracebackType
 
@@ -86,7 +87,7 @@ class Console:
             f"α = {result.alpha:g} (no evidence of generalisation)",
             "files": f"{result.run}/model.safetensors (α = {result.alpha:g}), finetuned.safetensors (α = 1)",
             "time": f"{result.seconds:.0f} s",
-            "next": f"clipfit evaluate {result.run}",
+            "next": f"clipfit evaluate {shlex.quote(str(result.run))}",
         }
         for name, text in rows.items():
             self._out.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
@@ -121,7 +122,7 @@ class Console:
         table = Table(title=escape(f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class"),
                       title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
         for heading in ("method", "shots", "α", "accuracy", "minus zero-shot\n(paired)", "episodes"):
-            table.add_column(heading, justify="left" if heading == "method" else "right")
+            table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
         for row in report.rows:
             table.add_row(
                 escape(row.method), str(row.shots), f"{row.alpha:g}", percent(row.accuracy), percent(row.gain),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from clipfit import checkpoint, devices, methods, protocols, sources, training
 from clipfit.backbone import Backbone
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
-from clipfit.data.images import ImageStore, Viewed, content_hash
+from clipfit.data.images import ImageStore, Viewed, content_hash, decode
+from clipfit.data.layout import Sample
 from clipfit.data.shots import Selection, select
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, DataError, NonFiniteError
@@ -64,9 +66,13 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     progress, started = progress or Silent(), time.monotonic()
     method = methods.find(config.method)
     options = method.configure(config.method_options)
+    inputs = _inputs(config)
     images = layout.read(config.shots, config.classes, config.image_root)
-    selection = select(images, config.shots_per_class, config.seed)
-    target = target_folder(config.shots, method.name, config.output, config.overwrite)
+    if images.ignored:
+        progress.say(f"{images.ignored} files in class folders have no image's ending and are left out")
+    unreadable: list[str] = []
+    selection = select(images, config.shots_per_class, config.seed, _passing(config, unreadable))
+    target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
 
     progress.say(f"loading {config.model}")
     backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
@@ -75,12 +81,15 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     own = backbone.source.adapt_defaults
     plan = planned(method, options, config, own, counts)
     backbone.attach(plan.additions)
-    checkpoint.require_room(target.parent, 2 * backbone.bytes)  # now, not after hours of training
+    checkpoint.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = _copied(backbone)
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
     shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
+    shots.skipped += unreadable
     _require_every_class(shots, selection)
+    hashes = [content_hash(sample.path) for sample in shots.samples]
+    _require_one_label_each(shots, hashes)
     zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
     reports: list[training.StepReport] = []
@@ -107,7 +116,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         config=_config_record(config, plan, backbone, shots),
         base=selection.base,
         names=images.names,
-        shots=[{"path": s.source, "class": s.label, "sha256": content_hash(s.path)} for s in shots.samples],
+        shots=[{"path": s.source, "class": s.label, "sha256": h} for s, h in zip(shots.samples, hashes, strict=True)],
         steps=[asdict(report) for report in reports],
         scale=backbone.scale.item(),
     )
@@ -115,7 +124,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         write_run(folder, facts, finetuned, ensemble)
         _prove(folder / "model.safetensors", backbone)
         seconds = time.monotonic() - started
-        _write_timing(folder, target, seconds, training_seconds, sum(r.images for r in reports))
+        _write_timing(folder, target, inputs, seconds, training_seconds, sum(r.images for r in reports))
     last = reports[-1]
     return AdaptResult(
         target, method.name, config.model, len(selection.base), len(shots), last.steps, last.losses, seconds,
@@ -130,6 +139,41 @@ def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selectio
     u = protocols.image_embeddings(backbone, whole, range(len(shots)), batch_size=64, class_tokens=z)
     names = protocols.best_names(u, t, selection.base)
     return accuracy(names, [sample.label for sample in shots.samples]).value
+
+
+def _inputs(config: AdaptConfig) -> dict[str, Path]:
+    """The files and folders that the run is made from, as absolute paths."""
+    places = {"shots": config.shots, "classes": config.classes, "image_root": config.image_root}
+    if config.model.startswith(sources.LOCAL_DIR):
+        places["model"] = Path(config.model.removeprefix(sources.LOCAL_DIR)).expanduser()
+    if config.pretrained and Path(config.pretrained).is_file():
+        places["pretrained"] = Path(config.pretrained)
+    return {name: path.resolve() for name, path in places.items() if path}
+
+
+def _passing(config: AdaptConfig, unreadable: list[str]) -> Callable[[Sample], bool]:
+    """What a draw of K shots takes: every image, or, where bad ones are skipped, those that can be read."""
+
+    def readable(sample: Sample) -> bool:
+        try:
+            decode(sample.path)
+        except DataError:
+            unreadable.append(sample.source)
+            return False
+        return True
+
+    return readable if config.skip_bad_images else lambda sample: True
+
+
+def _require_one_label_each(shots: ImageStore, hashes: Sequence[str]) -> None:
+    first: dict[str, Sample] = {}
+    for sample, content in zip(shots.samples, hashes, strict=True):
+        other = first.setdefault(content, sample)
+        if other.label != sample.label:
+            raise DataError(
+                f"{other.source} ({other.label!r}) and {sample.source} ({sample.label!r}) are the same image: "
+                "remove the one that is labelled wrongly."
+            )
 
 
 def _require_every_class(shots: ImageStore, selection: Selection) -> None:
@@ -190,7 +234,9 @@ def _prove(path: Path, backbone: Backbone) -> None:
         raise ClipfitError(f"{path} does not give the model's features when it is read again; please report this.")
 
 
-def _write_timing(folder: Path, target: Path, seconds: float, training_seconds: float, images: int) -> None:
+def _write_timing(
+    folder: Path, target: Path, inputs: Mapping[str, Path], seconds: float, training_seconds: float, images: int
+) -> None:
     checkpoint.write_json(
         folder / "timing.json",
         {
@@ -199,6 +245,7 @@ def _write_timing(folder: Path, target: Path, seconds: float, training_seconds: 
             "images_per_second": images / training_seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "run": str(target.resolve()),
+            "inputs": {name: str(path) for name, path in inputs.items()},
             "machine": platform.platform(),
             "processor": platform.processor() or platform.machine(),
         },

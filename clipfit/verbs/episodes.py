@@ -106,6 +106,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     """
     progress = progress or Silent()
     contenders = [Contender.parse(spec) for spec in config.contenders]
+    checkpoint.require_outside(config.output, config.data)
     found = layout.read(config.data, config.classes, config.image_root)
     backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)

@@ -51,6 +51,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         raise UsageError(f"{output} exists already: pass --overwrite to replace it or --output for another place.")
     if output.exists() and not (output / "clipfit.json").exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
+    checkpoint.require_kept(output, run.needed)
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
     backbone = backbones.rebuild(run.source, run.state(alpha), run.additions)
     backbone.require_plain(f"the format {config.format}")
