@@ -154,6 +154,8 @@ class Backbone:
                 "context vectors need texts that are read at their end-of-text token, but the text tower of "
                 f"{self.source.model} pools by {self.model.text_pool_type!r}: leave --context out."
             )
+        if words[-1:].isalnum():
+            raise UsageError("context vectors stand for whole words, but the template's run into the class name.")
         tokens = self.tokenize([words])[0]
         count = int(self._ends(tokens[None])) - 1  # between start and end of the text
         if count < 1:
@@ -383,7 +385,10 @@ def rebuild(
 
 
 def reload(source: Source, device: torch.device | str = "cpu") -> Backbone:
-    """Load the recorded pre-trained weights again.
+    """Load the recorded pre-trained weights again, into the recorded architecture with the recorded preprocessing.
+
+    What a configuration says today (a file beside the weights, a tag of another open_clip) may differ from what the
+    run was made with.
 
     Raises:
         ModelError: they cannot be had, or are not the recorded ones.
@@ -394,7 +399,7 @@ def reload(source: Source, device: torch.device | str = "cpu") -> Backbone:
             f"the weights of {source.model} changed since the run was made: expected SHA-256 {source.sha256[:16]}…, "
             f"found {backbone.source.sha256[:16]}…; restore them, or adapt again."
         )
-    return backbone
+    return rebuild(source, backbone.state(), device=device)
 
 
 def _kind(visual: torch.nn.Module) -> str:

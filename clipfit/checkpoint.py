@@ -121,18 +121,23 @@ def require_outside(target: Path, images: Path) -> None:
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """A folder that appears at `target` when the block ends well, replacing what is there; else it leaves nothing.
+def building(target: Path, replace: bool) -> Iterator[Path]:
+    """A folder that appears at `target` when the block ends well; else it leaves nothing.
+
+    Args:
+        replace: what is there by then is deleted; without it, kept.
 
     Raises:
-        DataError: it cannot be made or moved into place.
+        DataError: it cannot be made or moved into place. UsageError: it is there by now, and is not to be replaced.
     """
     shown, target = target, target.resolve()  # behind a link is what has to be replaced
-    part, missing = target.with_name(f".{target.name}.part"), _missing(target.parent)
+    part, missing = target.with_name(f".{target.name}.{os.getpid()}.part"), _missing(target.parent)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        if target.exists() and not replace:
+            raise UsageError(f"{shown} was written by another process meanwhile; it is kept, and this one is not.")
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)

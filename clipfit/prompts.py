@@ -10,6 +10,11 @@ def name_of_folder(folder: str) -> str:
     return " ".join(folder.replace("_", " ").replace("-", " ").split())
 
 
+def name_of_label(label: str) -> str:
+    """A class name as split files and lists write it: underscores become spaces, dashes stay ("737-200")."""
+    return " ".join(label.replace("_", " ").split())
+
+
 def key_of(name: str) -> str:
     """What two spellings of one class name share: case, underscores, dashes and runs of spaces do not matter."""
     return name_of_folder(name).casefold()

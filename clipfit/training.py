@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -78,14 +79,16 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Deterministic kernels where torch has them; on the CPU all are, for a fixed number of threads."""
     # under warn_only the fused attention kernels of CUDA stay as they are: sums in any order in the backward pass
     attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
-    before = torch.are_deterministic_algorithms_enabled()
+    filling: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, not bits
+    filling.fill_uninitialized_memory = False  # costs time, not bits
     try:
         with attention:
             yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before[0])
+        filling.fill_uninitialized_memory = before[1]
 
 
 def optimisers_of(backbone: Backbone, extra: Sequence[Extra], recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, protocols, token_edits
 from clipfit import backbone as backbones
+from clipfit.backbone import Backbone
 from clipfit.errors import ModelError
 from clipfit.methods import METHODS, Task
 from clipfit.prompts import prompts
@@ -56,6 +57,7 @@ def test_the_strengths_have_a_rate_of_their_own(vit):
     (extra,) = objective_of(vit, "atha").extra
     assert list(extra.parameters) == [vit.edits.head, vit.edits.tail]
     assert extra.learning_rate == 0.05
+    assert (extra.weight_decay, extra.momentum) == (0.0, None)  # AdamW
     assert METHODS["atha"].configure({}).strength_rate == 1e-3
     assert vit.edits.head.tolist() == pytest.approx([0, 0.9])  # ⌊7·2/12⌋ = 1
     assert vit.edits.tail.tolist() == pytest.approx([0.4, 0.4])
@@ -129,6 +131,52 @@ def test_every_set_of_classes_has_a_forward_pass_of_its_own(edited_run, split):
                         u, t = model.encode(x, tokens)
                     right += classes[int((u @ t.T).argmax())] == names[folder]
             assert part.right == right
+
+
+def test_images_are_encoded_with_the_tokens_of_exactly_their_candidates(edited_run, monkeypatch):
+    """Right answers alone hardly tell: of each figure, the class tokens that its images are encoded with."""
+    run, seen = open_run(edited_run), []
+    usual = Backbone.encode_image
+
+    def watched(self, images, class_tokens=None):
+        seen.append((class_tokens, len(images)))
+        return usual(self, images, class_tokens)
+
+    monkeypatch.setattr(Backbone, "encode_image", watched)
+    evaluate(EvaluateConfig(edited_run, alphas=(0.0,)))
+    model = backbones.rebuild(run.source, run.state(0.0), run.additions)
+    expected = []
+    for classes, images in (
+        (["bee", "cow", "dog", "Ant Lion", "elk"], 9), (["Ant Lion", "elk"], 4), (["bee", "cow", "dog"], 5)
+    ):  # fmt: skip
+        with torch.no_grad():
+            expected.append((model.read(model.tokenize(prompts(classes, "a photo of a {}"))).class_tokens, images))
+    assert [n for _, n in seen] == [n for _, n in expected]
+    for (found, _), (z, _) in zip(seen, expected, strict=True):
+        torch.testing.assert_close(found, z)
+
+
+def test_edits_are_float32_under_bf16(split, models, tmp_path, monkeypatch):
+    """A ranking in bf16 would be one of ties; evaluate measures a run in its own precision."""
+    ranked, precisions = [], []
+    similarities, texts = token_edits.similarities, protocols.texts
+
+    def watched(x, z):
+        ranked.append(similarities(x, z))
+        return ranked[-1]
+
+    monkeypatch.setattr(token_edits, "similarities", watched)
+    monkeypatch.setattr(
+        protocols, "texts", lambda model, *rest: precisions.append(model.precision) or texts(model, *rest)
+    )
+    config = AdaptConfig(split, "atha", models["vit"], precision="bf16", output=tmp_path / "run", recipe={"epochs": 1})
+    run = adapt(config).run
+    assert ranked
+    assert {s.dtype for s in ranked} == {torch.float32}
+    assert not any(torch.equal(s, s.bfloat16().float()) for s in ranked)
+    precisions.clear()
+    evaluate(EvaluateConfig(run))
+    assert set(precisions) == {"bf16"}
 
 
 def test_alpha_zero_is_plain_clip_to_the_bit(edited_run, models):

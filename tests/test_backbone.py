@@ -229,6 +229,24 @@ def test_other_weights_in_the_same_place_are_noticed(tmp_path):
         backbones.reload(source)
 
 
+def test_a_run_keeps_the_architecture_and_preprocessing_it_was_made_with(tmp_path):
+    """Whatever the configuration beside the same weights says by now (open_clip #771)."""
+    folder = make_model(tmp_path / "model", quick_gelu=True)
+    before = backbones.load(f"local-dir:{folder}")
+    images = torch.randint(256, (2, 3, *before.image_size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    file = folder / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    config["model_cfg"]["quick_gelu"] = False
+    config["preprocess_cfg"]["mean"] = [2.0, 2.0, 2.0]
+    file.write_text(json.dumps(config))
+    again = backbones.reload(before.source)
+    with torch.no_grad():
+        expected, found, other = (b.encode_image(b.normalize(images))
+                                  for b in (before, again, backbones.load(f"local-dir:{folder}")))  # fmt: skip
+    assert torch.equal(found, expected)
+    assert not torch.allclose(other, expected, atol=1e-2)
+
+
 def test_the_hash_is_that_of_names_shapes_types_and_values():
     state = {"a": torch.arange(6.0), "b": torch.tensor(3)}
     known = sources.state_sha256(state)

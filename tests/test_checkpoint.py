@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clipfit import DataError, ModelError, checkpoint
+from clipfit.errors import UsageError
 
 STATE = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.tensor(7)}
 ABOUT = {"template": "a photo of a {}", "classes": ["Bär", "犬"], "alpha": 0.5}
@@ -121,7 +122,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def half_build(target: Path, error: BaseException) -> None:
-    with checkpoint.building(target) as folder:
+    with checkpoint.building(target, replace=True) as folder:
         (folder / "file").write_text("new")
         raise error
 
@@ -137,7 +138,20 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path, error):
             half_build(target, error)
         assert [p.name for p in tmp_path.iterdir()] == (["run"] if old else [])
     assert (target / "file").read_text() == "old"
-    with checkpoint.building(target) as folder:
+    with checkpoint.building(target, replace=True) as folder:
         (folder / "other").write_text("new")
     assert [p.name for p in target.iterdir()] == ["other"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_appears_meanwhile_is_only_replaced_when_asked(tmp_path):
+    def build() -> None:
+        with checkpoint.building(tmp_path / "run", replace=False) as folder:
+            (folder / "file").write_text("mine")
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "file").write_text("theirs")
+
+    with pytest.raises(UsageError, match="run was written by another process meanwhile"):
+        build()
+    assert (tmp_path / "run" / "file").read_text() == "theirs"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -12,7 +12,7 @@ from conftest import make_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, training
 from clipfit import backbone as backbones
 from clipfit.backbone import Additions
 from clipfit.errors import ModelError
@@ -21,6 +21,7 @@ from clipfit.run import open_run
 
 WORDS = "a photo of a "
 NAMES = ["bee", "red fox", "elk"]
+usual = training.optimisers_of
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "eos", "bidirectional"])
@@ -100,3 +101,16 @@ def test_an_open_clip_folder_cannot_hold_them(cli, split, models):
 def test_without_words_before_the_name_there_is_nothing_to_learn(cli, split, models):
     command = ("adapt", split, "--method", "finetune", "--model", models["vit"], "--context", "--template")
     cli(*command, "{} in a photo").fails(2, "before the class name")
+    cli(*command, "a super{}").fails(2, "run into the class name")  # tokens of the word and the name are merged
+
+
+def test_they_are_trained_as_in_athas_code(split, models, tmp_path, monkeypatch):
+    optimisers = []
+    monkeypatch.setattr(training, "optimisers_of", lambda *given: optimisers.extend(given[1]) or usual(*given))
+    config = AdaptConfig(split, "atha", models["vit"], tuning="lora", context=True, output=tmp_path / "run",
+                         recipe={"epochs": 1})  # fmt: skip
+    shape = load_file(adapt(config).run / "model.safetensors")["clipfit.context"].shape
+    strengths, context = optimisers
+    assert [p.shape for p in context.parameters] == [shape]
+    assert (context.learning_rate, context.momentum, context.weight_decay) == (2e-3, 0.9, 5e-4)
+    assert (strengths.learning_rate, strengths.momentum, strengths.weight_decay) == (1e-3, 0.9, 5e-4)

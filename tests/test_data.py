@@ -243,6 +243,13 @@ def test_manifests_with_a_split(tmp_path, name):
     assert labels(found.test) == [("y/3.png", "dog")]
 
 
+def test_labels_of_files_keep_their_dashes(tmp_path):
+    """As in CoOp, whose prompts say "737-200"; only what is a folder's name loses them."""
+    record = {"train": [["a.jpg", 0, "737-200"], ["b.jpg", 1, "polka-dotted_thing"]], "test": []}
+    (tmp_path / "split.json").write_text(json.dumps(record))
+    assert [s.label for s in layout.read(tmp_path / "split.json").train] == ["737-200", "polka-dotted thing"]
+
+
 def test_rows_that_stand_twice_and_labels_that_are_numbers(tmp_path):
     file = tmp_path / "m.jsonl"
     rows = [{"path": "a.png", "label": 0}, {"path": "b.png", "label": 1}, {"path": "a.png", "label": 0}]

@@ -180,6 +180,14 @@ def test_settings_of_what_is_compared():
             module.Contender.parse(spec)
 
 
+def test_every_episode_has_a_seed_of_its_own(models, place, tmp_path, monkeypatch):
+    seeds, usual = [], module.fit
+    monkeypatch.setattr(module, "fit", lambda *given: seeds.append(given[5]) or usual(*given))
+    told = {"model": models["vit"], "way": 2, "shots": (1,), "query": 2, "episodes": 3, "seed": 40}
+    episodes(EpisodesConfig(place, tmp_path, ("finetune", "cite"), **told))
+    assert seeds == [40, 40, 41, 41, 42, 42]
+
+
 def test_every_episode_starts_from_the_pre_trained_model(models, place, tmp_path):
     """The second of two is what it is alone."""
     told = {"model": models["vit"], "way": 2, "shots": (1,), "query": 2, "episodes": 2, "alphas": (1.0,)}

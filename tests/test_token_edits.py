@@ -104,6 +104,11 @@ def test_class_tokens_invert_the_vision_head(width, embed):
     torch.testing.assert_close((z * weight + bias).double(), y, atol=2e-4, rtol=1e-3)
     if embed <= width:
         torch.testing.assert_close(through, f, atol=1e-4, rtol=1e-4)
+    for tensor in (f, proj, weight, bias):
+        tensor.requires_grad_(True)
+    invert_head(f, proj, weight, bias).square().sum().backward()
+    assert f.grad is not None
+    assert proj.grad is weight.grad is bias.grad is None
     transposed = invert_head(f, proj, weight, bias, "transpose")
     torch.testing.assert_close(transposed, (f @ proj.T - bias) / weight)
 

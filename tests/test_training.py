@@ -91,6 +91,19 @@ def test_the_rate_in_the_report_is_the_rate_that_is_used(models, shots, monkeypa
     assert used == [{r.learning_rate} for r in reports]
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_what_torch_was_told_of_determinism_is_restored(mode):
+    before = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode(mode)
+        with training.deterministic(torch.device("cpu")):
+            assert torch.get_deterministic_debug_mode() == 1
+        assert torch.get_deterministic_debug_mode() == mode
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_decay_is_for_matrices_only(models, name):
     backbone = backbones.load(models[name])

@@ -14,7 +14,7 @@ from conftest import make_classes, picture
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, adapt, evaluate, export
+from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, adapt, checkpoint, evaluate, export
 from clipfit import backbone as backbones
 from clipfit.methods import METHODS
 from clipfit.run import open_run
@@ -104,6 +104,18 @@ def test_a_run_describes_itself(split_run, split, models):
     assert set(steps[0]["losses"]) == {"dva", "scl", "vld"}
     assert steps[0]["losses"]["vld"] == pytest.approx(0, abs=1e-6)
     assert steps[-1]["losses"]["vld"] > 1e-5
+
+
+def test_a_run_that_reads_back_wrong_is_not_kept(cli, split, models, tmp_path, monkeypatch):
+    usual = checkpoint.read_tensors
+
+    def damaged(path):
+        state, metadata = usual(path)
+        return {**state, "text_projection": state["text_projection"] + 1e-3}, metadata
+
+    monkeypatch.setattr(checkpoint, "read_tensors", damaged)
+    cli("adapt", split, "--model", models["vit"]).fails(1, "does not give the model's features when it is read again")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_callers_recipe_goes_before_the_models_own(split, models, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from clipfit.data.names import ClassNames
 from clipfit.errors import DataError, UsageError
+from clipfit.prompts import name_of_folder, name_of_label
 
 # what Pillow opens and people keep photographs in
 IMAGE_SUFFIXES = (
@@ -50,7 +51,7 @@ def read(place: Path, class_file: Path | None = None, image_root: Path | None = 
     Args:
         place: `<class>/*.jpg`, `{train,test}/<class>/*.jpg` (train may be lacking), a manifest (.csv, .jsonl) or a
             CoOp split (.json).
-        class_file: class names by folder name; without one, underscores and dashes become spaces.
+        class_file: class names by folder name; without one, underscores become spaces, and dashes of folder names.
         image_root: what relative paths in a manifest or split file start from (default: the file's folder).
 
     Raises:
@@ -76,7 +77,8 @@ def read(place: Path, class_file: Path | None = None, image_root: Path | None = 
     if not train and not test:
         raise DataError(f"{place} holds no labelled images: expected one folder a class with images inside.")
     labels = list(dict.fromkeys(label for _, _, label in [*train, *(test or [])]))
-    names = ClassNames.of(labels, class_file).by_label
+    own = name_of_label if place.is_file() else name_of_folder
+    names = ClassNames.of(labels, class_file, own).by_label
     named = lambda rows: tuple(Sample(path, source, names[label]) for path, source, label in rows)  # noqa: E731
     return LabelledImages(named(train), None if test is None else named(test), names, len(ignored))
 

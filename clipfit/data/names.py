@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipfit.errors import DataError
-from clipfit.prompts import key_of, name_of_folder
+from clipfit.prompts import key_of, name_of_folder, name_of_label
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,16 @@ class ClassNames:
     by_label: Mapping[str, str]
 
     @classmethod
-    def of(cls, labels: Sequence[str], class_file: Path | None) -> ClassNames:
-        """Names for the labels, from a class file or from the labels themselves.
+    def of(
+        cls, labels: Sequence[str], class_file: Path | None, own: Callable[[str], str] = name_of_folder
+    ) -> ClassNames:
+        """Names for the labels, from a class file or from the labels themselves (`own`: label → name).
 
         Raises:
             DataError: the file lacks a label (both sides are shown), or two labels get the same name.
         """
         if class_file is None:
-            names = {label: name_of_folder(label) for label in labels}
+            names = {label: own(label) for label in labels}
         else:
             given = _read_class_file(class_file)
             by_key = {key_of(label): label for label in labels}
@@ -89,7 +91,7 @@ def read_new_classes(file: Path) -> tuple[str, ...]:
     if file.suffix.lower() == ".json" or "\t" in text:
         names = list(_read_class_file(file).values())
     else:
-        names = [" ".join(line.replace("_", " ").split()) for line in text.splitlines() if line.strip()]
+        names = [name_of_label(line) for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{file} names no class: expected one class name a line.")
     _refuse_twins({name: name for name in names})

@@ -27,7 +27,7 @@ class CiteAtha(Cite):
     """L = L_DVA + λ·L_SCL + η·L_VLD of edited images; the teacher is plain CLIP.
 
     In L_DVA the class tokens are constants, for that term sends no gradient to the text tower: hence a second pass
-    through the image tower, with the same values.
+    through the image tower, with the same values (under LoRA with another dropout mask).
     """
 
     def __init__(self, task: Task, options: CiteAthaOptions):

@@ -120,7 +120,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         steps=[asdict(report) for report in reports],
         scale=backbone.scale.item(),
     )
-    with checkpoint.building(target) as folder:
+    with checkpoint.building(target, config.overwrite) as folder:
         write_run(folder, facts, finetuned, ensemble)
         _prove(folder / "model.safetensors", backbone)
         seconds = time.monotonic() - started

@@ -55,7 +55,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
     backbone = backbones.rebuild(run.source, run.state(alpha), run.additions)
     backbone.require_plain(f"the format {config.format}")
-    with checkpoint.building(output) as folder:
+    with checkpoint.building(output, config.overwrite) as folder:
         difference = FORMATS[config.format](run, backbone, alpha, folder)
     return ExportResult(output, config.format, run.path, alpha, difference)
 
