@@ -2,6 +2,7 @@
 
     python benchmarks/far_shift.py run [--part 1/2]     finished episodes are kept in benchmarks/results/far_shift
     python benchmarks/far_shift.py report               the tables, from what is finished
+    python benchmarks/far_shift.py turn                 how far the edits turn the pre-trained model's embeddings
 
 Needs scikit-learn for its handwritten digits (8 x 8 pixels, enlarged). Under full fine-tuning the settings are those
 that clipfit-tiny carries, under LoRA the papers', but for two: at 5 shots CLIP-LoRA would take 2,500 steps of 25 images
@@ -11,6 +12,7 @@ that clipfit-tiny carries, under LoRA the papers', but for two: at 5 shots CLIP-
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,15 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from clipfit import EpisodesConfig, episodes
+from clipfit import EpisodesConfig, Recipe, episodes
+from clipfit.backbone import Additions, load
 from clipfit.config import parse_part
+from clipfit.data import layout
+from clipfit.data.images import decode
 from clipfit.metrics import estimate
+from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
+from clipfit.token_edits import EditSettings
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
@@ -30,18 +37,21 @@ PER_DIGIT = 60
 MANY = ("zero-shot", "finetune", "atha")
 FEW = ("atha:head_ratio=0", "atha:tail_ratio=0", "cite", "cite+atha")  # tail only, head only
 LORA = "finetune+lora"  # 500 steps at 1 shot
-LORA_AT_5 = "finetune+lora:epochs=50,batch_size=5"  # 250 steps of 5 images: a tenth of CLIP-LoRA's steps
+LORA_AT_5 = "finetune+lora:epochs=100,batch_size=5"  # 500 steps of 5 images, as at 1 shot: CLIP-LoRA has 2,500 of 25
+CROPPED = "finetune+lora:crop_scale=[0.5,1]"  # the crops of clipfit-tiny's own settings, for CLIP-LoRA's
 UNEDITED = "atha+lora:head_ratio=0,tail_ratio=0"  # ATHA's adapters and schedule without its edits
+STRONGER = ("atha:head_strength=8,tail_strength=0.1", "atha:head_strength=80,tail_strength=1")
 CALLED = {
     "atha:head_ratio=0": "atha, tail only", "atha:tail_ratio=0": "atha, head only", LORA_AT_5: LORA,
-    UNEDITED: "atha+lora, no edits",
+    UNEDITED: "atha+lora, no edits", CROPPED: "finetune+lora, gentle crops",
+    STRONGER[0]: "atha, 10 × the strengths", STRONGER[1]: "atha, 100 × the strengths",
 }  # fmt: skip
 RUNS = (  # contenders, shots, episodes
     (MANY, 1, 60),
     (("atha+lora",), 1, 60),
     ((LORA,), 1, 60),
     (FEW, 1, 30),
-    ((UNEDITED,), 1, 30),
+    ((UNEDITED, *STRONGER, CROPPED), 1, 30),
     ((*MANY, *FEW, "atha+lora", LORA_AT_5), 5, 30),
 )
 
@@ -62,15 +72,17 @@ def digits() -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("what", choices=("run", "report", "turn"))
     parser.add_argument("--part", default="1/1", help="k/n: this process does every n-th episode from the k-th")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.what == "run":
         run(parse_part(args.part))
-    else:
+    elif args.what == "report":
         report()
+    else:
+        turn()
 
 
 def run(part: tuple[int, int]) -> None:
@@ -114,6 +126,27 @@ def report() -> None:
         if unedited:
             gains = [at_one(r) - at_one(unedited[n]) for n, r in edited.items() if n in unedited]
             print(f"\natha+lora minus the same without edits: {percent(estimate(gains))} ({len(gains)} episodes)")
+
+
+@torch.no_grad()
+def turn() -> None:
+    """The angle between an image's embedding with the edits of untrained strengths and without them."""
+    usual = EditSettings()
+    print("| images | strengths | median angle | 95% of images below |\n|---|---|---|---|")
+    for data in (digits(), HERE / "tasks/silhouettes"):
+        found = layout.read(data)
+        model = load("clipfit-tiny")
+        pictures = [model.geometry(decode(sample.path)) for sample in (*found.train, *(found.test or ()))]
+        images = model.normalize(torch.stack(pictures))  # (n, 3, H, W)
+        plain = model.encode_image(images)  # (n, D)
+        tokens = model.tokenize(prompts(found.names.values(), Recipe().template))
+        for times in (1, 10, 100):
+            head, tail = times * usual.head_strength, times * usual.tail_strength
+            model.attach(Additions(replace(usual, head_strength=head, tail_strength=tail)))
+            model.edits.start()
+            edited, _ = model.encode(images, tokens)
+            angles = 2 * ((plain - edited).norm(dim=1) / 2).asin().rad2deg()  # (n,); a cosine near 1 is too coarse
+            print(f"| {data.name} | {times} × | {angles.median():.2f}° | {angles.quantile(0.95):.2f}° |")
 
 
 def called(contender: str) -> str:
