@@ -51,8 +51,9 @@ RUNS = (  # contenders, shots, episodes
     (("atha+lora",), 1, 60),
     ((LORA,), 1, 60),
     (FEW, 1, 30),
-    ((UNEDITED, *STRONGER, CROPPED), 1, 30),
-    ((*MANY, *FEW, "atha+lora", LORA_AT_5), 5, 30),
+    ((UNEDITED, *STRONGER), 1, 30),
+    ((*MANY, *FEW, "atha+lora", LORA_AT_5, UNEDITED), 5, 30),
+    ((CROPPED,), 1, 30),
 )
 
 

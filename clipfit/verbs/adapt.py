@@ -85,11 +85,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     pretrained = _copied(backbone)
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
-    shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
-    shots.skipped += unreadable
-    _require_every_class(shots, selection)
-    hashes = [content_hash(sample.path) for sample in shots.samples]
-    _require_one_label_each(shots, hashes)
+    shots, hashes = _decoded(config, selection, unreadable)
     zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
     reports: list[training.StepReport] = []
@@ -163,6 +159,16 @@ def _passing(config: AdaptConfig, unreadable: list[str]) -> Callable[[Sample], b
         return True
 
     return readable if config.skip_bad_images else lambda sample: True
+
+
+def _decoded(config: AdaptConfig, selection: Selection, unreadable: list[str]) -> tuple[ImageStore, list[str]]:
+    """The shots, and their content hashes; what the draw passed over counts as skipped."""
+    shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
+    shots.skipped += unreadable
+    _require_every_class(shots, selection)
+    hashes = [content_hash(sample.path) for sample in shots.samples]
+    _require_one_label_each(shots, hashes)
+    return shots, hashes
 
 
 def _require_one_label_each(shots: ImageStore, hashes: Sequence[str]) -> None:
