@@ -29,6 +29,7 @@ from clipfit.metrics import estimate
 from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
 from clipfit.token_edits import EditSettings
+from clipfit.verbs.episodes import path_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
@@ -123,10 +124,12 @@ def report() -> None:
                 gains = [at_one(r) - at_one(other[n]) for n, r in found.items() if n in other]
                 cells.append("" if name == baseline else percent(estimate(gains)))
             print(f"| {name} | {' | '.join(cells)} | {len(found)} |")
-        edited, unedited = (measured.get((folder, shots, c), {}) for c in ("atha+lora", UNEDITED))
-        if unedited:
-            gains = [at_one(r) - at_one(unedited[n]) for n, r in edited.items() if n in unedited]
-            print(f"\natha+lora minus the same without edits: {percent(estimate(gains))} ({len(gains)} episodes)")
+        for one, other in (("atha+lora", UNEDITED), (CROPPED, LORA)):
+            mine, theirs = measured.get((folder, shots, one), {}), measured.get((folder, shots, other), {})
+            gains = [at_one(r) - at_one(theirs[n]) for n, r in mine.items() if n in theirs]
+            if gains:
+                what = f"{called(one)} minus {called(other)}"
+                print(f"\n{what}, α = 1: {percent(estimate(gains))} ({len(gains)} episodes)")
 
 
 @torch.no_grad()
@@ -161,8 +164,9 @@ def at_one(result: dict[str, float]) -> float:
 
 def finished(folder: Path, contender: str, shots: int) -> dict[int, dict[str, float]]:
     """Episode → α → accuracy."""
-    paths = sorted(folder.glob(f"{contender.replace(':', '--')}--{shots}-shot--*.json"))
-    return {int(path.stem[-5:]): json.loads(path.read_text())["accuracy"] for path in paths}
+    most = max(count for *_, count in RUNS)
+    paths = {number: path_of(folder, contender, shots, number) for number in range(most)}
+    return {number: json.loads(path.read_text())["accuracy"] for number, path in paths.items() if path.exists()}
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def test_settings_of_what_is_compared():
     assert told.method_options == {"soft_edits": True}
     assert not told.context
     assert module.Contender.parse("atha+lora:context=true").told.context
-    names = [module._path(config(), f"cite:template=a photo{mark}drawing of a {{}}", 1, 0).name for mark in "/-"]
+    names = [module.path_of(Path("y"), f"cite:template=a photo{mark}drawing of a {{}}", 1, 0).name for mark in "/-"]
     assert len(set(names)) == 2
     assert not set("/ {}:") & set("".join(names))
     for spec, expected in {

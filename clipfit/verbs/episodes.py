@@ -125,7 +125,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     part, parts = config.part
     for number in range(part - 1, config.episodes, parts):
         for shots, contender in itertools.product(config.shots, contenders):
-            path = _path(config, contender.spec, shots, number)
+            path = path_of(config.output, contender.spec, shots, number)
             if not path.exists():
                 progress.say(f"episode {number + 1} of {config.episodes}, {shots}-shot, {contender.spec}")
                 episode = draw(labels, config, shots, number)
@@ -220,11 +220,12 @@ def _require_same_settings(config: EpisodesConfig, backbone: Backbone, images: S
         raise UsageError(f"{config.output} holds episodes of other {', '.join(other)}: choose another --output.")
 
 
-def _path(config: EpisodesConfig, spec: str, shots: int, number: int) -> Path:
+def path_of(output: Path, spec: str, shots: int, number: int) -> Path:
+    """Where an episode's result is kept, below the folder of all."""
     name = re.sub(r"[^\w+=.,-]", "-", spec.replace(":", "--"))
     if name != spec.replace(":", "--"):  # two specs must not share a file
         name += f"-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
-    return config.output / f"{name}--{shots}-shot--{number:05d}.json"
+    return output / f"{name}--{shots}-shot--{number:05d}.json"
 
 
 def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
@@ -240,5 +241,5 @@ def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
 
 
 def _finished(config: EpisodesConfig, spec: str, shots: int) -> dict[int, dict[str, float]]:
-    paths = {n: _path(config, spec, shots, n) for n in range(config.episodes)}
+    paths = {n: path_of(config.output, spec, shots, n) for n in range(config.episodes)}
     return {n: checkpoint.read_json(path)["accuracy"] for n, path in paths.items() if path.exists()}
