@@ -11,7 +11,6 @@ that clipfit-tiny carries, under LoRA the papers', but for two: at 5 shots CLIP-
 
 import argparse
 import itertools
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from clipfit.metrics import estimate
 from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
 from clipfit.token_edits import EditSettings
-from clipfit.verbs.episodes import path_of
+from clipfit.verbs.episodes import finished
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"
@@ -102,7 +101,9 @@ def run(part: tuple[int, int]) -> None:
 def report() -> None:
     """One table of all, then one for each kind of picture and number of shots, with paired differences at α = 1."""
     folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
-    measured = {(f.name, shots, c): finished(f, c, shots) for f in folders for cs, shots, _ in RUNS for c in cs}
+    measured = {
+        (f.name, shots, c): finished(f, c, shots, count) for f in folders for cs, shots, count in RUNS for c in cs
+    }
     columns = sorted({key[:2] for key in measured})
     names = list(dict.fromkeys(called(c) for cs, _, _ in RUNS for c in cs))
 
@@ -160,13 +161,6 @@ def called(contender: str) -> str:
 def at_one(result: dict[str, float]) -> float:
     """Accuracy at α = 1; of zero-shot CLIP its only one."""
     return result["1"] if "1" in result else result["0"]
-
-
-def finished(folder: Path, contender: str, shots: int) -> dict[int, dict[str, float]]:
-    """Episode → α → accuracy."""
-    most = max(count for *_, count in RUNS)
-    paths = {number: path_of(folder, contender, shots, number) for number in range(most)}
-    return {number: json.loads(path.read_text())["accuracy"] for number, path in paths.items() if path.exists()}
 
 
 if __name__ == "__main__":

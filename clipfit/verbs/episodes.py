@@ -231,15 +231,16 @@ def path_of(output: Path, spec: str, shots: int, number: int) -> Path:
 def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
     """Means over the episodes that are finished, gains over those that zero-shot has finished too."""
     for shots in config.shots:
-        finished = {spec: _finished(config, spec, shots) for spec in config.contenders}
-        plain = {n: r["0"] for n, r in finished.get(ZERO_SHOT, {}).items()}
-        for spec, results in finished.items():
+        measured = {spec: finished(config.output, spec, shots, config.episodes) for spec in config.contenders}
+        plain = {n: r["0"] for n, r in measured.get(ZERO_SHOT, {}).items()}
+        for spec, results in measured.items():
             for alpha in next(iter(results.values()), {}):
                 values = {n: r[alpha] for n, r in results.items()}
                 gains = [value - plain[n] for n, value in values.items() if n in plain and spec != ZERO_SHOT]
                 yield EpisodeRow(spec, shots, float(alpha), estimate(list(values.values())), estimate(gains))
 
 
-def _finished(config: EpisodesConfig, spec: str, shots: int) -> dict[int, dict[str, float]]:
-    paths = {n: path_of(config.output, spec, shots, n) for n in range(config.episodes)}
+def finished(output: Path, spec: str, shots: int, count: int) -> dict[int, dict[str, float]]:
+    """Of the first `count` episodes those that are finished: number → α → accuracy."""
+    paths = {n: path_of(output, spec, shots, n) for n in range(count)}
     return {n: checkpoint.read_json(path)["accuracy"] for n, path in paths.items() if path.exists()}
