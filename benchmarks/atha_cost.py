@@ -16,20 +16,20 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from clipfit.backbone import Additions, Backbone
+from clipfit.config.edits import EditSettings
+from clipfit.model.clip import Additions, Clip
+from clipfit.model.sources import Source, quiet
 from clipfit.prompts import prompts
-from clipfit.sources import Source, quiet
-from clipfit.token_edits import EditSettings
 
 MODEL = "ViT-B-32"
 
 
-def random_backbone(edited: bool, device: torch.device) -> Backbone:
+def random_backbone(edited: bool, device: torch.device) -> Clip:
     torch.manual_seed(0)
     with quiet():
         model = open_clip.create_model(MODEL)
     source = Source(MODEL, None, "", open_clip.get_model_config(MODEL), open_clip.get_model_preprocess_cfg(model))
-    backbone = Backbone(model, source, device)
+    backbone = Clip(model, source, device)
     if edited:
         backbone.attach(Additions(EditSettings()))
         backbone.edits.start()
@@ -60,7 +60,7 @@ def main() -> None:
     plain, edited = (random_backbone(e, device) for e in (False, True))
     images = torch.randn(args.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def stepper(backbone: Backbone, tokens: torch.Tensor, read_texts: bool) -> Callable[[], object]:
+    def stepper(backbone: Clip, tokens: torch.Tensor, read_texts: bool) -> Callable[[], object]:
         moving = [*backbone.model.parameters(), *(backbone.edits.parameters() if backbone.edits else ())]
         optimiser = torch.optim.AdamW([p for p in moving if p.requires_grad], lr=1e-9)
         labels = torch.arange(args.batch, device=device) % len(tokens)
@@ -76,7 +76,7 @@ def main() -> None:
 
         return step
 
-    def reader(backbone: Backbone, tokens: torch.Tensor) -> Callable[[], object]:
+    def reader(backbone: Clip, tokens: torch.Tensor) -> Callable[[], object]:
         return lambda: backbone.read(tokens).embeddings.sum().backward()
 
     print(f"{MODEL}, batch {args.batch}, {device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}")

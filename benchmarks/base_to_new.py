@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt, evaluate
-from clipfit.backbone import load
-from clipfit.metrics import estimate
+from clipfit.measure.metrics import estimate
+from clipfit.model.clip import load
 from clipfit.report.console import percent
 
 HERE = Path(__file__).parent

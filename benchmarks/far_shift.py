@@ -20,14 +20,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from clipfit import EpisodesConfig, Recipe, episodes
-from clipfit.backbone import Additions, load
 from clipfit.config import parse_part
+from clipfit.config.edits import EditSettings
 from clipfit.data import layout
 from clipfit.data.images import decode
-from clipfit.metrics import estimate
+from clipfit.measure.metrics import estimate
+from clipfit.model.clip import Additions, load
 from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
-from clipfit.token_edits import EditSettings
 from clipfit.verbs.episodes import finished
 
 HERE = Path(__file__).parent

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, adapt
-from clipfit import backbone as backbones
 from clipfit.cli import app
+from clipfit.model import clip
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
@@ -72,9 +72,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def vit(models: dict[str, str]) -> backbones.Backbone:
+def vit(models: dict[str, str]) -> clip.Clip:
     """A freshly loaded little ViT CLIP."""
-    return backbones.load(models["vit"])
+    return clip.load(models["vit"])
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:

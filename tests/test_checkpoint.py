@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipfit import DataError, ModelError, checkpoint
+from clipfit import DataError, ModelError
 from clipfit.errors import UsageError
+from clipfit.runs import files
 
 STATE = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.tensor(7)}
 ABOUT = {"template": "a photo of a {}", "classes": ["Bär", "犬"], "alpha": 0.5}
@@ -19,8 +20,8 @@ ABOUT = {"template": "a photo of a {}", "classes": ["Bär", "犬"], "alpha": 0.5
 
 def test_tensors_and_metadata_come_back(tmp_path):
     file = tmp_path / "x.safetensors"
-    checkpoint.write_tensors(file, STATE, ABOUT)
-    state, about = checkpoint.read_tensors(file)
+    files.write_tensors(file, STATE, ABOUT)
+    state, about = files.read_tensors(file)
     assert about == ABOUT
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], t) and state[name].dtype == t.dtype for name, t in STATE.items())
@@ -33,10 +34,10 @@ def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
     def meanwhile(part):
         part.write_text("mine")
         monkeypatch.setattr(os, "getpid", lambda: 2)
-        checkpoint.write_json(file, {"by": "the other"})
+        files.write_json(file, {"by": "the other"})
 
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    checkpoint._atomically(file, meanwhile)
+    files._atomically(file, meanwhile)
     assert file.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
@@ -51,7 +52,7 @@ LDhdfSwiYiI6eyJkdHlwZSI6IkYzMiIsInNoYXBlIjpbMiwzXSwiZGF0YV9vZmZzZXRzIjpbOCwzMl19
 
 def test_a_file_of_version_0_1_loads_for_ever(tmp_path):
     (tmp_path / "x").write_bytes(base64.b64decode(GOLDEN))
-    state, about = checkpoint.read_tensors(tmp_path / "x")
+    state, about = files.read_tensors(tmp_path / "x")
     assert about == ABOUT
     assert state.keys() == STATE.keys()
     assert all(torch.equal(state[name], t) for name, t in STATE.items())
@@ -66,7 +67,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
     ]
     written = set()
     for k, (state, about) in enumerate(variants):
-        checkpoint.write_tensors(tmp_path / str(k), state, about)
+        files.write_tensors(tmp_path / str(k), state, about)
         written.add((tmp_path / str(k)).read_bytes())
     assert len(written) == 1
 
@@ -74,7 +75,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path):
 def test_files_are_as_readable_as_any_other(tmp_path):
     before = os.umask(0o022)
     try:
-        checkpoint.write_tensors(tmp_path / "x", STATE, {})
+        files.write_tensors(tmp_path / "x", STATE, {})
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
@@ -82,32 +83,32 @@ def test_files_are_as_readable_as_any_other(tmp_path):
 
 def test_damaged_and_missing_files(tmp_path):
     file = tmp_path / "x"
-    checkpoint.write_tensors(file, STATE, ABOUT)
+    files.write_tensors(file, STATE, ABOUT)
     whole = file.read_bytes()
     for spoiled in (b"", whole[:20], whole[:-1], b"\0" * 100):
         file.write_bytes(spoiled)
         with pytest.raises(ModelError, match="cannot be read as a clipfit checkpoint"):
-            checkpoint.read_tensors(file)
+            files.read_tensors(file)
     with pytest.raises(ModelError, match="cannot be read as a clipfit checkpoint"):
-        checkpoint.read_tensors(tmp_path / "none")
+        files.read_tensors(tmp_path / "none")
 
 
 def test_json_is_sorted_and_readable(tmp_path):
-    checkpoint.write_json(tmp_path / "x.json", {"b": "犬", "a": [1]})
+    files.write_json(tmp_path / "x.json", {"b": "犬", "a": [1]})
     assert (tmp_path / "x.json").read_text("utf-8") == '{\n  "a": [\n    1\n  ],\n  "b": "犬"\n}\n'
-    assert checkpoint.read_json(tmp_path / "x.json") == {"a": [1], "b": "犬"}
+    assert files.read_json(tmp_path / "x.json") == {"a": [1], "b": "犬"}
 
 
 def test_lines_hold_any_text(tmp_path):
     records = [{"path": "a\u2028b"}, {"path": "no utf-8: \udcff"}, {"path": 'q"\\n'}]
-    checkpoint.write_lines(tmp_path / "x.jsonl", records)
-    assert checkpoint.read_lines(tmp_path / "x.jsonl") == records
+    files.write_lines(tmp_path / "x.jsonl", records)
+    assert files.read_lines(tmp_path / "x.jsonl") == records
     assert json.loads((tmp_path / "x.jsonl").read_bytes().split(b"\n")[0]) == records[0]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     file = tmp_path / "x.json"
-    checkpoint.write_text(file, "old")
+    files.write_text(file, "old")
 
     def full(self, data):
         with self.open("wb") as stream:
@@ -116,13 +117,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(DataError, match=r"x\.json cannot be written: No space left on device"):
-        checkpoint.write_text(file, "new")
+        files.write_text(file, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert file.read_text() == "old"
 
 
 def half_build(target: Path, error: BaseException) -> None:
-    with checkpoint.building(target, replace=True) as folder:
+    with files.building(target, replace=True) as folder:
         (folder / "file").write_text("new")
         raise error
 
@@ -138,7 +139,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path, error):
             half_build(target, error)
         assert [p.name for p in tmp_path.iterdir()] == (["run"] if old else [])
     assert (target / "file").read_text() == "old"
-    with checkpoint.building(target, replace=True) as folder:
+    with files.building(target, replace=True) as folder:
         (folder / "other").write_text("new")
     assert [p.name for p in target.iterdir()] == ["other"]
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -146,7 +147,7 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path, error):
 
 def test_what_appears_meanwhile_is_only_replaced_when_asked(tmp_path):
     def build() -> None:
-        with checkpoint.building(tmp_path / "run", replace=False) as folder:
+        with files.building(tmp_path / "run", replace=False) as folder:
             (folder / "file").write_text("mine")
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "file").write_text("theirs")

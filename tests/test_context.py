@@ -12,22 +12,23 @@ from conftest import make_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, training
-from clipfit import backbone as backbones
-from clipfit.backbone import Additions
+from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.errors import ModelError
+from clipfit.model import clip
+from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
-from clipfit.run import open_run
+from clipfit.runs.record import open_run
+from clipfit.training import loop
 
 WORDS = "a photo of a "
 NAMES = ["bee", "red fox", "elk"]
-usual = training.optimisers_of
+usual = loop.optimisers_of
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "eos", "bidirectional"])
 @torch.no_grad()
 def test_vectors_start_as_the_words_and_stand_in_their_place(models, name):
-    backbone = backbones.load(models[name])
+    backbone = clip.load(models[name])
     tokens = backbone.tokenize(prompts(NAMES, "a photo of a {}"))
     before = backbone.encode_text(tokens)
     backbone.attach(Additions(context=WORDS))
@@ -48,7 +49,7 @@ def test_a_text_tower_that_pools_elsewhere_is_refused(tmp_path):
     """Where its texts end cannot be told, so neither can the number of words."""
     folder = make_model(tmp_path / "last", pool_type="last", no_causal_mask=True)
     with pytest.raises(ModelError, match="pools by 'last': leave --context out"):
-        backbones.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
+        clip.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
 
 
 @pytest.fixture(params=[("finetune", "full"), ("atha", "lora")], ids="-".join)
@@ -60,7 +61,7 @@ def run(request, split, models, tmp_path):
 
 
 def test_a_run_stores_and_interpolates_them(run, models):
-    words = backbones.load(models["vit"])._word_embeddings(WORDS)
+    words = clip.load(models["vit"])._word_embeddings(WORDS)
     finetuned, ensemble = (load_file(run / f"{name}.safetensors")["clipfit.context"] for name in ("finetuned", "model"))
     assert (finetuned - words).abs().max() > 1e-5
     torch.testing.assert_close(ensemble, 0.75 * words + 0.25 * finetuned, atol=1e-6, rtol=1e-5)
@@ -74,7 +75,7 @@ def test_every_figure_is_measured_with_them(run, split):
     classes, names = ["bee", "cow", "dog"], {"cow": "cow", "dog": "dog"}
     for row in evaluate(EvaluateConfig(run, alphas=(0.0, 0.25, 1.0))).rows:
         state = opened.state(row.alpha)
-        model = backbones.rebuild(opened.source, state, opened.additions)
+        model = clip.rebuild(opened.source, state, opened.additions)
         tokens = model.tokenize(prompts(classes, "a photo of a {}"))
         right = 0
         for folder, name in names.items():
@@ -106,7 +107,7 @@ def test_without_words_before_the_name_there_is_nothing_to_learn(cli, split, mod
 
 def test_they_are_trained_as_in_athas_code(split, models, tmp_path, monkeypatch):
     optimisers = []
-    monkeypatch.setattr(training, "optimisers_of", lambda *given: optimisers.extend(given[1]) or usual(*given))
+    monkeypatch.setattr(loop, "optimisers_of", lambda *given: optimisers.extend(given[1]) or usual(*given))
     config = AdaptConfig(split, "atha", models["vit"], tuning="lora", context=True, output=tmp_path / "run",
                          recipe={"epochs": 1})  # fmt: skip
     shape = load_file(adapt(config).run / "model.safetensors")["clipfit.context"].shape

@@ -13,7 +13,7 @@ from conftest import make_classes
 
 from clipfit import EpisodesConfig, episodes
 from clipfit.errors import DataError, UsageError
-from clipfit.metrics import estimate
+from clipfit.measure.metrics import estimate
 from clipfit.verbs import episodes as module
 
 LABELS = [name for name in ("ant", "bee", "cow", "dog") for _ in range(9)] + ["elk"] * 8

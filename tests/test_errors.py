@@ -16,8 +16,8 @@ from conftest import make_classes, make_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from clipfit import checkpoint
 from clipfit.cli import main
+from clipfit.runs import files
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_data_of_which_nothing_fits(cli, split_run, tmp_path):
 
 def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
     usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 10**6))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 10**6))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
     cli("adapt", shots, "--model", models["vit"]).fails(3, "runs needs ", " MB, but its disk has 1 MB left: make room")
     assert nothing_written(tmp_path)
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_up_while_writing(cli, shots, models, tmp_path, monkey
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     cli(*command, "--overwrite").fails(3, "finetuned.safetensors cannot be written: No space left on device")
     if old:
         assert {p.name: p.read_bytes() for p in (tmp_path / "runs" / "pets-cite").iterdir()} == before
@@ -189,7 +189,7 @@ def test_a_place_without_permission_is_found_before_training(cli, shots, models,
     def denied(**options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(checkpoint.tempfile, "TemporaryDirectory", denied)  # whoever is root may write anywhere
+    monkeypatch.setattr(files.tempfile, "TemporaryDirectory", denied)  # whoever is root may write anywhere
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
     cli("adapt", shots, "--model", models["vit"]).fails(3, "runs cannot be written in: Permission denied")
     assert nothing_written(tmp_path)
@@ -315,7 +315,7 @@ def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, mome
     if moment == "training":
         monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
     else:
-        monkeypatch.setattr(checkpoint, "save_file", interrupted)
+        monkeypatch.setattr(files, "save_file", interrupted)
     result = cli("adapt", flat, "--model", models["vit"], "--json")
     assert (result.code, result.stdout) == (130, "")
     assert result.stderr.splitlines()[-1] == "interrupted: nothing was written"

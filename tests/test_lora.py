@@ -13,11 +13,13 @@ from conftest import picture
 from safetensors.torch import load_file
 from torchvision.transforms.functional import pil_to_tensor
 
-from clipfit import AdaptConfig, lora, plan
-from clipfit import backbone as backbones
+from clipfit import AdaptConfig
+from clipfit import adaptation as plan
+from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError, UsageError
-from clipfit.lora import LoraAttention, LoraSettings
 from clipfit.methods import METHODS
+from clipfit.model import clip, lora
+from clipfit.model.lora import LoraAttention
 from clipfit.prompts import prompts
 
 NAMES = ["bee", "cow", "dog"]
@@ -47,7 +49,7 @@ def features(backbone):
 @pytest.mark.parametrize("name", ["vit", "eos", "bidirectional"])
 @torch.no_grad()
 def test_adapters_start_at_the_pre_trained_model_and_merge_into_plain_weights(models, name):
-    backbone = backbones.load(models[name])
+    backbone = clip.load(models[name])
     before, names = features(backbone), list(backbone.state())
     modules = attached(backbone)
     assert sorted(modules) == sorted(
@@ -87,13 +89,13 @@ def test_dropout_is_of_the_adapters_input_and_only_in_training(vit):
     assert not torch.equal(dropped[0], dropped[1])
     with torch.no_grad():
         assert torch.equal(module._dropped(x)[2], x)
-    assert torch.equal(attached(backbones.load(vit.source.model), dropout=0.0)["transformer.resblocks.0.attn"]
+    assert torch.equal(attached(clip.load(vit.source.model), dropout=0.0)["transformer.resblocks.0.attn"]
                        ._dropped(x)[0], x)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_adapters_change(models, method):
-    backbone = backbones.load(models["vit"])
+    backbone = clip.load(models["vit"])
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}
     chosen = METHODS[method]
     config = AdaptConfig(Path("x"), method, tuning="lora", recipe={"epochs": 2, "batch_size": 4})
@@ -165,7 +167,7 @@ def test_sgd_moves_the_strengths_as_sgd_does(vit):
     """Two steps of SGD with momentum and decay, by hand, at a constant gradient."""
     from clipfit.config import Recipe
     from clipfit.methods import Extra
-    from clipfit.training import optimisers_of
+    from clipfit.training.loop import optimisers_of
 
     strengths = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     adamw, sgd = optimisers_of(vit, [Extra([strengths], 0.1, weight_decay=0.01, momentum=0.9)], Recipe())
@@ -186,7 +188,7 @@ def test_a_run_with_lora_is_a_run_like_any_other(cli, models, split, tmp_path):
     run = tmp_path / made.document["run"]
     config = json.loads((run / "config.json").read_text())
     assert (config["tuning"], config["lora"]) == ("lora", {"rank": 3, "alpha": 1.0, "dropout": 0.25})
-    before, after = backbones.load(models["vit"]).state(), load_file(run / "finetuned.safetensors")
+    before, after = clip.load(models["vit"]).state(), load_file(run / "finetuned.safetensors")
     assert before.keys() == after.keys()
     assert cli("evaluate", "--json").code == 0
     assert cli("export", "--json").code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipfit.metrics import accuracy, harmonic_mean, wilson_interval
+from clipfit.measure.metrics import accuracy, harmonic_mean, wilson_interval
 
 
 def test_harmonic_mean():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
-from clipfit.backbone import load
+from clipfit.model.clip import load
+from clipfit.model.sources import TINY_FOLDER
 from clipfit.prompts import prompts
-from clipfit.sources import TINY_FOLDER
 
 EXAMPLE = Path(__file__).parents[1] / "examples/shots"
 

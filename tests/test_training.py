@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import make_classes
 
-from clipfit import NonFiniteError, Recipe, training
-from clipfit import backbone as backbones
+from clipfit import NonFiniteError, Recipe
 from clipfit.data import layout
 from clipfit.data.images import ImageStore
+from clipfit.events import StepReport
 from clipfit.methods import METHODS, Extra, Task, Term
+from clipfit.model import clip
 from clipfit.prompts import prompts
+from clipfit.training import loop
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
 
@@ -30,11 +32,11 @@ def shots(tmp_path_factory) -> tuple[ImageStore, list[int], list[str]]:
 def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe = RECIPE):
     """A trained backbone and the reports of its steps."""
     images, labels, names = shots
-    backbone = backbones.load(model)
+    backbone = clip.load(model)
     task = Task(backbone, backbone.tokenize(prompts(names, recipe.template)))
-    reports: list[training.StepReport] = []
+    reports: list[StepReport] = []
     objective = METHODS[method].build(task, METHODS[method].configure({}))
-    training.train(backbone, objective, images, labels, recipe, seed, reports.append)
+    loop.train(backbone, objective, images, labels, recipe, seed, reports.append)
     return backbone, reports
 
 
@@ -49,19 +51,19 @@ def test_the_seed_alone_decides_the_run(models, shots, method):
 
 
 def test_every_image_once_an_epoch_in_an_order_of_its_own():
-    drawn = list(training.batches(8, RECIPE, seed=3))
+    drawn = list(loop.batches(8, RECIPE, seed=3))
     assert [epoch for epoch, _ in drawn] == [0, 0, 0, 1, 1, 1]
     assert [len(batch) for _, batch in drawn] == [3, 3, 2, 3, 3, 2]
     epochs = [[i for e, batch in drawn if e == epoch for i in batch] for epoch in range(2)]
     assert [sorted(order) for order in epochs] == [list(range(8))] * 2
     assert epochs[0] != epochs[1]
-    assert drawn == list(training.batches(8, RECIPE, seed=3))
-    assert drawn != list(training.batches(8, RECIPE, seed=4))
+    assert drawn == list(loop.batches(8, RECIPE, seed=3))
+    assert drawn != list(loop.batches(8, RECIPE, seed=4))
 
 
 def test_crops_differ_by_image_step_and_seed(shots):
     images = shots[0]
-    view = lambda seed, step: training.views(images, [0, 0, 1], (32, 32), RECIPE, seed, step)  # noqa: E731
+    view = lambda seed, step: loop.views(images, [0, 0, 1], (32, 32), RECIPE, seed, step)  # noqa: E731
     assert view(0, 0).shape == (3, 3, 32, 32)
     assert view(0, 0).dtype == torch.uint8
     assert torch.equal(view(0, 5), view(0, 5))
@@ -96,7 +98,7 @@ def test_what_torch_was_told_of_determinism_is_restored(mode):
     before = torch.get_deterministic_debug_mode()
     try:
         torch.set_deterministic_debug_mode(mode)
-        with training.deterministic(torch.device("cpu")):
+        with loop.deterministic(torch.device("cpu")):
             assert torch.get_deterministic_debug_mode() == 1
         assert torch.get_deterministic_debug_mode() == mode
         assert torch.utils.deterministic.fill_uninitialized_memory
@@ -106,10 +108,10 @@ def test_what_torch_was_told_of_determinism_is_restored(mode):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_decay_is_for_matrices_only(models, name):
-    backbone = backbones.load(models[name])
+    backbone = clip.load(models[name])
     task = Task(backbone, backbone.tokenize(["a", "b"]))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
-    decayed, *free = training.parameter_groups(backbone, objective.extra, Recipe(weight_decay=0.2))
+    decayed, *free = loop.parameter_groups(backbone, objective.extra, Recipe(weight_decay=0.2))
     names = {p: n for n, p in backbone.model.named_parameters()}
     assert [decayed["weight_decay"], *(group["weight_decay"] for group in free)] == [0.2, 0.0, 0.0]
     decayed_names = {names[p] for p in decayed["params"]}
@@ -127,7 +129,7 @@ def test_decay_is_for_matrices_only(models, name):
 
 
 def test_both_towers_and_nothing_frozen_move(models, shots):
-    before = backbones.load(models["vit"]).state()
+    before = clip.load(models["vit"]).state()
     after = run(models["vit"], shots)[0]
     still = {name for name, t in after.state().items() if torch.equal(t, before[name])}
     assert still <= {"logit_scale", "attn_mask"}
@@ -136,7 +138,7 @@ def test_both_towers_and_nothing_frozen_move(models, shots):
 
 
 def test_batch_norm_statistics_stay_as_pre_trained(models, shots):
-    before = backbones.load(models["resnet"]).state()
+    before = clip.load(models["resnet"]).state()
     after = run(models["resnet"], shots, recipe=Recipe(learning_rate=1e-3, epochs=1, batch_size=4))[0].state()
     statistics = [name for name in before if "running_" in name or name.endswith("num_batches_tracked")]
     assert len(statistics) > 10
@@ -149,7 +151,7 @@ class Scripted:
 
     extra: Sequence[Extra] = ()
 
-    def __init__(self, backbone: backbones.Backbone, factors: list[float]):
+    def __init__(self, backbone: clip.Clip, factors: list[float]):
         self.weight, self.factors = backbone.model.ln_final.weight, iter(factors)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
@@ -159,8 +161,8 @@ class Scripted:
 
 def test_terms_are_weighted_and_reported_by_name(vit, shots):
     images, labels, _ = shots
-    reports: list[training.StepReport] = []
-    training.train(vit, Scripted(vit, [1.0] * 6), images, labels, RECIPE, 0, reports.append)
+    reports: list[StepReport] = []
+    loop.train(vit, Scripted(vit, [1.0] * 6), images, labels, RECIPE, 0, reports.append)
     first = reports[0]
     assert first.losses["a"] == first.losses["b"] == pytest.approx(32)
     assert first.total == pytest.approx(2.5 * 32)
@@ -173,5 +175,5 @@ def test_terms_are_weighted_and_reported_by_name(vit, shots):
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_ruined(vit, shots, bad):
     images, labels, _ = shots
     with pytest.raises(NonFiniteError, match=r"step 3: the loss is not finite .*--learning-rate"):
-        training.train(vit, Scripted(vit, [1.0, 1.0, bad]), images, labels, RECIPE, 0)
+        loop.train(vit, Scripted(vit, [1.0, 1.0, bad]), images, labels, RECIPE, 0)
     assert all(t.isfinite().all() for name, t in vit.state().items() if name != "attn_mask")

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clipfit.backbone import Additions
+from clipfit.config.edits import EditSettings
 from clipfit.errors import UsageError
 from clipfit.methods.base import Extra, LoraDefaults, Method, Task, Term
-from clipfit.token_edits import EditSettings
+from clipfit.model.clip import Additions
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from clipfit.backbone import Backbone
 from clipfit.config import settings
-from clipfit.lora import LoraSettings
-from clipfit.token_edits import EditSettings
+from clipfit.config.edits import EditSettings
+from clipfit.config.lora import LoraSettings
+from clipfit.model.clip import Clip
 
 
 @dataclass(frozen=True)
 class Task:
     """What a method is given: the model in training, the texts of all C base classes, and how the weights move."""
 
-    backbone: Backbone
+    backbone: Clip
     tokens: torch.Tensor  # (C, context length) int64
     tuning: str = "full"  # or "lora"
     shots_per_class: int = 16  # of the class that has most

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clipfit.lora import LoraSettings
+from clipfit.config.lora import LoraSettings
 from clipfit.methods.base import Extra, LoraDefaults, Method, NoOptions, Task, Term
 
 

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clipfit.metrics import Accuracy, Estimate, wilson_interval
-from clipfit.training import StepReport
+from clipfit.events import StepReport
+from clipfit.measure.metrics import Accuracy, Estimate, wilson_interval
 from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
-from clipfit.token_edits import Look
+from clipfit.model.edits import Look
 from clipfit.verbs.explain import Explanation
 
 SIDE, GAP, LINE = 224, 12, 18  # pixels

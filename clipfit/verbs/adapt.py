@@ -14,9 +14,9 @@ import open_clip
 import torch
 import torchvision
 
-from clipfit import backbone as backbones
-from clipfit import checkpoint, devices, methods, protocols, sources, training
-from clipfit.backbone import Backbone
+from clipfit import methods
+from clipfit.adaptation import Plan, fit
+from clipfit.adaptation import plan as planned
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
 from clipfit.data.images import ImageStore, Viewed, content_hash, decode
@@ -24,12 +24,14 @@ from clipfit.data.layout import Sample
 from clipfit.data.shots import Selection, select
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, DataError, NonFiniteError
-from clipfit.metrics import accuracy
-from clipfit.plan import Plan, fit
-from clipfit.plan import plan as planned
-from clipfit.progress import Progress, Silent
+from clipfit.events import Progress, Silent, StepReport
+from clipfit.measure import scoring
+from clipfit.measure.metrics import accuracy
+from clipfit.model import clip, devices, sources
+from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
-from clipfit.run import RunFacts, target_folder, write_run
+from clipfit.runs import files
+from clipfit.runs.record import RunFacts, target_folder, write_run
 from clipfit.version import __version__
 
 
@@ -75,22 +77,22 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
 
     progress.say(f"loading {config.model}")
-    backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone = clip.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     counts = list(Counter(sample.label for sample in selection.shots).values())
     own = backbone.source.adapt_defaults
     plan = planned(method, options, config, own, counts)
     backbone.attach(plan.additions)
-    checkpoint.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
+    files.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = _copied(backbone)
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
     shots, hashes = _decoded(config, selection, unreadable)
     zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
-    reports: list[training.StepReport] = []
+    reports: list[StepReport] = []
 
-    def on_step(report: training.StepReport) -> None:
+    def on_step(report: StepReport) -> None:
         reports.append(report)
         progress.step(report)
 
@@ -116,7 +118,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         steps=[asdict(report) for report in reports],
         scale=backbone.scale.item(),
     )
-    with checkpoint.building(target, config.overwrite) as folder:
+    with files.building(target, config.overwrite) as folder:
         write_run(folder, facts, finetuned, ensemble)
         _prove(folder / "model.safetensors", backbone)
         seconds = time.monotonic() - started
@@ -128,12 +130,12 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     )  # fmt: skip
 
 
-def accuracy_on_shots(backbone: Backbone, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
+def accuracy_on_shots(backbone: Clip, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    t, z = protocols.texts(backbone, selection.base, recipe.template)
+    t, z = scoring.texts(backbone, selection.base, recipe.template)
     whole = Viewed(shots, backbone.geometry)
-    u = protocols.image_embeddings(backbone, whole, range(len(shots)), batch_size=64, class_tokens=z)
-    names = protocols.best_names(u, t, selection.base)
+    u = scoring.image_embeddings(backbone, whole, range(len(shots)), batch_size=64, class_tokens=z)
+    names = scoring.best_names(u, t, selection.base)
     return accuracy(names, [sample.label for sample in shots.samples]).value
 
 
@@ -189,7 +191,7 @@ def _require_every_class(shots: ImageStore, selection: Selection) -> None:
         raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
 
 
-def _copied(backbone: Backbone) -> dict[str, torch.Tensor]:
+def _copied(backbone: Clip) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
 
 
@@ -199,7 +201,7 @@ def _require_finite(state: dict[str, torch.Tensor]) -> None:
         raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
 
 
-def _config_record(config: AdaptConfig, plan: Plan, backbone: Backbone, shots: ImageStore) -> dict[str, Any]:
+def _config_record(config: AdaptConfig, plan: Plan, backbone: Clip, shots: ImageStore) -> dict[str, Any]:
     """What config.json says: everything needed to repeat the run, nothing that differs when it is."""
     return {
         "clipfit": __version__,
@@ -225,11 +227,11 @@ def _config_record(config: AdaptConfig, plan: Plan, backbone: Backbone, shots: I
     }
 
 
-def _prove(path: Path, backbone: Backbone) -> None:
+def _prove(path: Path, backbone: Clip) -> None:
     """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
-    state, metadata = checkpoint.read_tensors(path)
+    state, metadata = files.read_tensors(path)
     source = sources.Source(**metadata["pretrained"])
-    again = backbones.rebuild(source, state, backbone.additions, backbone.device)
+    again = clip.rebuild(source, state, backbone.additions, backbone.device)
     again.precision = backbone.precision
     tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))
     grey = torch.full((1, 3, *backbone.image_size), 127, dtype=torch.uint8)
@@ -243,7 +245,7 @@ def _prove(path: Path, backbone: Backbone) -> None:
 def _write_timing(
     folder: Path, target: Path, inputs: Mapping[str, Path], seconds: float, training_seconds: float, images: int
 ) -> None:
-    checkpoint.write_json(
+    files.write_json(
         folder / "timing.json",
         {
             "seconds": seconds,

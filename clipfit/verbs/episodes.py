@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 
-from clipfit import backbone as backbones
-from clipfit import checkpoint, devices, methods, protocols
-from clipfit.backbone import Backbone
+from clipfit import methods
+from clipfit.adaptation import adapters, fit, plan
 from clipfit.config import AdaptConfig, EpisodesConfig, Recipe, settings
 from clipfit.data import layout
 from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, UsageError
-from clipfit.metrics import Estimate, accuracy, estimate
-from clipfit.plan import adapters, fit, plan
-from clipfit.progress import Progress, Silent
+from clipfit.events import Progress, Silent
+from clipfit.measure import scoring
+from clipfit.measure.metrics import Estimate, accuracy, estimate
+from clipfit.model import clip, devices
+from clipfit.model.clip import Clip
+from clipfit.runs import files
 from clipfit.version import __version__
 
 ZERO_SHOT = "zero-shot"
@@ -106,9 +108,9 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     """
     progress = progress or Silent()
     contenders = [Contender.parse(spec) for spec in config.contenders]
-    checkpoint.require_outside(config.output, config.data)
+    files.require_outside(config.output, config.data)
     found = layout.read(config.data, config.classes, config.image_root)
-    backbone = backbones.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone = clip.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
     contents = [content_hash(sample.path) for sample in images.samples]
@@ -130,7 +132,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
                 progress.say(f"episode {number + 1} of {config.episodes}, {shots}-shot, {contender.spec}")
                 episode = draw(labels, config, shots, number)
                 measured = _run(config, backbone, pool, episode, contender)
-                checkpoint.write_json(path, {"classes": episode.classes, "accuracy": measured})
+                files.write_json(path, {"classes": episode.classes, "accuracy": measured})
     return EpisodeReport(config, tuple(_rows(config)))
 
 
@@ -168,7 +170,7 @@ def draw(labels: Sequence[str], config: EpisodesConfig, shots: int, number: int)
 
 
 def _run(
-    config: EpisodesConfig, backbone: Backbone, images: Images, episode: Episode, contender: Contender
+    config: EpisodesConfig, backbone: Clip, images: Images, episode: Episode, contender: Contender
 ) -> dict[str, float]:
     """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
     if contender.told is None:
@@ -192,15 +194,15 @@ def _run(
     return measured
 
 
-def _accuracy(model: Backbone, images: Images, episode: Episode, template: str, batch_size: int) -> float:
-    t, z = protocols.texts(model, episode.classes, template)
+def _accuracy(model: Clip, images: Images, episode: Episode, template: str, batch_size: int) -> float:
+    t, z = scoring.texts(model, episode.classes, template)
     at = [i for part in episode.query for i in part]
-    u = protocols.image_embeddings(model, Viewed(images, model.geometry), at, batch_size, z)
+    u = scoring.image_embeddings(model, Viewed(images, model.geometry), at, batch_size, z)
     actual = [name for name, part in zip(episode.classes, episode.query, strict=True) for _ in part]
-    return accuracy(protocols.best_names(u, t, episode.classes), actual).value
+    return accuracy(scoring.best_names(u, t, episode.classes), actual).value
 
 
-def _require_same_settings(config: EpisodesConfig, backbone: Backbone, images: Sequence[str]) -> None:
+def _require_same_settings(config: EpisodesConfig, backbone: Clip, images: Sequence[str]) -> None:
     """Write down what the results depend on beside a contender's settings; a folder of other results is refused."""
     source = backbone.source  # but for its name: a folder that moved holds the same model
     record = {
@@ -212,9 +214,9 @@ def _require_same_settings(config: EpisodesConfig, backbone: Backbone, images: S
     }  # fmt: skip
     file = config.output / RECORD
     if not file.exists() and not any(config.output.glob("*-shot--*.json")):
-        checkpoint.make_folder(config.output)
-        checkpoint.write_json(file, record)
-    found, mine = checkpoint.read_json(file), json.loads(json.dumps(record))
+        files.make_folder(config.output)
+        files.write_json(file, record)
+    found, mine = files.read_json(file), json.loads(json.dumps(record))
     other = [key for key in mine if found.get(key) != mine[key]]
     if other:
         raise UsageError(f"{config.output} holds episodes of other {', '.join(other)}: choose another --output.")
@@ -243,4 +245,4 @@ def _rows(config: EpisodesConfig) -> Iterator[EpisodeRow]:
 def finished(output: Path, spec: str, shots: int, count: int) -> dict[int, dict[str, float]]:
     """Of the first `count` episodes those that are finished: number → α → accuracy."""
     paths = {n: path_of(output, spec, shots, n) for n in range(count)}
-    return {n: checkpoint.read_json(path)["accuracy"] for n, path in paths.items() if path.exists()}
+    return {n: files.read_json(path)["accuracy"] for n, path in paths.items() if path.exists()}

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from clipfit import devices, held_out, protocols
-from clipfit.backbone import Backbone
 from clipfit.config import EvaluateConfig
 from clipfit.data.images import ImageStore
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError
-from clipfit.metrics import Accuracy, accuracy, harmonic_mean
-from clipfit.progress import Progress, Silent
-from clipfit.run import Run, open_run
+from clipfit.events import Progress, Silent
+from clipfit.measure import held_out, scoring
+from clipfit.measure.metrics import Accuracy, accuracy, harmonic_mean
+from clipfit.model import devices
+from clipfit.model.clip import Clip
+from clipfit.runs.record import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
 
 
 def _measure(
-    backbone: Backbone,
+    backbone: Clip,
     images: ImageStore,
     run: Run,
     new: Sequence[str],
@@ -126,13 +127,13 @@ def _measure(
     labels = [sample.label for sample in images.samples]
     everything = range(len(labels))
     # edited images differ with the classes they are compared with; others are encoded once
-    once = None if backbone.edits else protocols.image_embeddings(backbone, images, everything, batch_size)  # (n, D)
+    once = None if backbone.edits else scoring.image_embeddings(backbone, images, everything, batch_size)  # (n, D)
 
     def guesses(own: Sequence[int], names: Sequence[str]) -> list[str]:
-        t, z = protocols.texts(backbone, names, run.template)
+        t, z = scoring.texts(backbone, names, run.template)
         if once is not None:
-            return protocols.best_names(once[torch.tensor(own)], t, names)
-        return protocols.best_names(protocols.image_embeddings(backbone, images, own, batch_size, z), t, names)
+            return scoring.best_names(once[torch.tensor(own)], t, names)
+        return scoring.best_names(scoring.image_embeddings(backbone, images, own, batch_size, z), t, names)
 
     def within(names: Sequence[str]) -> Accuracy | None:
         wanted = set(names)

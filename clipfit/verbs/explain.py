@@ -10,17 +10,19 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from clipfit import backbone as backbones
-from clipfit import checkpoint, protocols
-from clipfit.backbone import Additions, Backbone, Texts
 from clipfit.config import ExplainConfig
+from clipfit.config.edits import EditSettings
 from clipfit.data.images import decode
 from clipfit.data.names import read_new_classes
 from clipfit.errors import UsageError
-from clipfit.progress import Progress, Silent
+from clipfit.events import Progress, Silent
+from clipfit.measure import scoring
+from clipfit.model import clip
+from clipfit.model.clip import Additions, Clip, Texts
+from clipfit.model.edits import Look
 from clipfit.prompts import excluding
-from clipfit.run import open_run
-from clipfit.token_edits import EditSettings, Look
+from clipfit.runs import files
+from clipfit.runs.record import open_run
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,15 @@ def explain(
     progress = progress or Silent()
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
-    model = backbones.rebuild(run.source, run.state(alpha), run.additions)
+    model = clip.rebuild(run.source, run.state(alpha), run.additions)
     if model.edits is None:
         model.attach(Additions(EditSettings()))
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
     names = [*run.base, *excluding(listed, run.base)]
     blocks = _blocks(config, model)
     output = config.output or run.path / f"explain-{alpha:g}"
-    checkpoint.make_folder(output)
-    texts = protocols.texts(model, names, run.template)
+    files.make_folder(output)
+    texts = scoring.texts(model, names, run.template)
     pictures: list[Path] = []
     predictions: list[dict[str, Any]] = []
     for path in config.images:
@@ -92,7 +94,7 @@ def explain(
     return Explained(run.path, alpha, tuple(pictures), tuple(predictions))
 
 
-def _explained(model: Backbone, path: Path, names: list[str], texts: Texts, blocks: tuple[int, ...]) -> Explanation:
+def _explained(model: Clip, path: Path, names: list[str], texts: Texts, blocks: tuple[int, ...]) -> Explanation:
     assert model.edits is not None
     seen = model.geometry(decode(path))  # (3, H, W)
     u, looks = model.looks(model.normalize(seen[None]), texts)
@@ -104,7 +106,7 @@ def _explained(model: Backbone, path: Path, names: list[str], texts: Texts, bloc
     )  # fmt: skip
 
 
-def _blocks(config: ExplainConfig, model: Backbone) -> tuple[int, ...]:
+def _blocks(config: ExplainConfig, model: Clip) -> tuple[int, ...]:
     """Those asked for; else the first, the head's and the last."""
     assert model.edits is not None
     count, middle = len(model.edits.head), model.edits.settings.head_block

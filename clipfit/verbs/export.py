@@ -10,14 +10,14 @@ from typing import Any
 import open_clip
 import torch
 
-from clipfit import backbone as backbones
-from clipfit import checkpoint
-from clipfit.backbone import Backbone
 from clipfit.config import ExportConfig
 from clipfit.errors import ClipfitError, UsageError
-from clipfit.progress import Progress, Silent
+from clipfit.events import Progress, Silent
+from clipfit.model import clip
+from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
-from clipfit.run import Run, describe, open_run
+from clipfit.runs import files
+from clipfit.runs.record import Run, describe, open_run
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,25 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         raise UsageError(f"{output} exists already: pass --overwrite to replace it or --output for another place.")
     if output.exists() and not (output / "clipfit.json").exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
-    checkpoint.require_kept(output, run.needed)
+    files.require_kept(output, run.needed)
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
-    backbone = backbones.rebuild(run.source, run.state(alpha), run.additions)
+    backbone = clip.rebuild(run.source, run.state(alpha), run.additions)
     backbone.require_plain(f"the format {config.format}")
-    with checkpoint.building(output, config.overwrite) as folder:
+    with files.building(output, config.overwrite) as folder:
         difference = FORMATS[config.format](run, backbone, alpha, folder)
     return ExportResult(output, config.format, run.path, alpha, difference)
 
 
-def _open_clip_folder(run: Run, backbone: Backbone, alpha: float, folder: Path) -> float:
+def _open_clip_folder(run: Run, backbone: Clip, alpha: float, folder: Path) -> float:
     """What `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads, and clipfit with --model local-dir:."""
     state, source = backbone.state(), backbone.source
-    checkpoint.require_room(folder, backbone.bytes)
+    files.require_room(folder, backbone.bytes)
     about = describe(run.config, run.base, backbone.scale.item(), alpha)
-    checkpoint.write_tensors(folder / "open_clip_model.safetensors", state, about)
-    checkpoint.write_json(
+    files.write_tensors(folder / "open_clip_model.safetensors", state, about)
+    files.write_json(
         folder / "open_clip_config.json", {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg}
     )
-    checkpoint.write_json(folder / "clipfit.json", {**about, "adapt": source.adapt_defaults})
+    files.write_json(folder / "clipfit.json", {**about, "adapt": source.adapt_defaults})
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(prompts(run.base, run.template))
@@ -88,4 +88,4 @@ def _open_clip_folder(run: Run, backbone: Backbone, alpha: float, folder: Path) 
     return difference
 
 
-FORMATS: dict[str, Callable[[Run, Backbone, float, Path], float]] = {"open_clip": _open_clip_folder}
+FORMATS: dict[str, Callable[[Run, Clip, float, Path], float]] = {"open_clip": _open_clip_folder}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from clipfit.backbone import load
-from clipfit.metrics import wilson_interval
+from clipfit.measure.metrics import wilson_interval
+from clipfit.model.clip import load
 from clipfit.prompts import prompts
 from icons import Icons
 from probe import CLASSES, STYLES, probe

@@ -16,8 +16,10 @@ from open_clip.transformer import VisionTransformer, text_global_pool
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
+from clipfit.config.edits import EditSettings
 from clipfit.errors import ModelError, UsageError, first_line
-from clipfit.sources import (
+from clipfit.model.edits import Look, TokenEdits, invert_head, look
+from clipfit.model.sources import (
     OFFLINE_HELP,
     Source,
     find,
@@ -27,7 +29,6 @@ from clipfit.sources import (
     state_sha256,
     tokenizer_of,
 )  # fmt: skip
-from clipfit.token_edits import EditSettings, Look, TokenEdits, invert_head, look
 
 ADDED = "clipfit."  # before the names of tensors that open_clip's CLIP does not have
 
@@ -50,7 +51,7 @@ class Texts(NamedTuple):
     class_tokens: torch.Tensor | None
 
 
-class Backbone:
+class Clip:
     """A CLIP of open_clip's `CLIP` class (ViT or ResNet), in evaluation mode, with what belongs to it.
 
     The model stays in evaluation mode during adaptation too: dropout off, batch-norm statistics as pre-trained.
@@ -180,14 +181,14 @@ class Backbone:
             )
         self.edits, self.context, self.additions = None, None, Additions()
 
-    def plain_copy(self) -> Backbone:
+    def plain_copy(self) -> Clip:
         """An independent copy of the plain CLIP, nothing attached."""
         copied = copy.copy(self)
         copied.model = copy.deepcopy(self.model)
         copied.edits, copied.context, copied.additions = None, None, Additions()
         return copied
 
-    def frozen_copy(self) -> Backbone:
+    def frozen_copy(self) -> Clip:
         """A plain copy whose weights never get a gradient."""
         copied = self.plain_copy()
         copied.model.requires_grad_(False)
@@ -334,7 +335,7 @@ class Backbone:
         return out
 
 
-def load(model: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Backbone:
+def load(model: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Clip:
     """Load a pre-trained CLIP.
 
     Args:
@@ -365,7 +366,7 @@ def load(model: str, pretrained: str | None = None, device: torch.device | str =
         preprocess_cfg=plain(open_clip.get_model_preprocess_cfg(loaded)),
         adapt_defaults=record.get("adapt", {}),
     )
-    return Backbone(loaded, source, torch.device(device))
+    return Clip(loaded, source, torch.device(device))
 
 
 def rebuild(
@@ -373,18 +374,18 @@ def rebuild(
     state: Mapping[str, torch.Tensor],
     additions: Additions | None = None,
     device: torch.device | str = "cpu",
-) -> Backbone:
+) -> Clip:
     """A backbone from recorded facts and weights, without the pre-trained ones."""
     with quiet():
         model = open_clip.CLIP(**copy.deepcopy(dict(source.model_cfg)))
-    backbone = Backbone(model, source, torch.device(device))
+    backbone = Clip(model, source, torch.device(device))
     if additions:
         backbone.attach(additions)
     backbone.load_state(state)
     return backbone
 
 
-def reload(source: Source, device: torch.device | str = "cpu") -> Backbone:
+def reload(source: Source, device: torch.device | str = "cpu") -> Clip:
     """Load the recorded pre-trained weights again, into the recorded architecture with the recorded preprocessing.
 
     What a configuration says today (a file beside the weights, a tag of another open_clip) may differ from what the

@@ -5,35 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipfit.backbone import Backbone
 from clipfit.config import Recipe
 from clipfit.data.augment import random_resized_crop
 from clipfit.data.images import Images
 from clipfit.errors import NonFiniteError
+from clipfit.events import StepReport
 from clipfit.methods import Extra, Objective
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimiser step: losses by name (unweighted), their weighted sum, and where in the run it was."""
-
-    step: int  # from 1
-    steps: int
-    epoch: int  # from 1
-    images: int
-    learning_rate: float
-    losses: dict[str, float]
-    total: float
+from clipfit.model.clip import Clip
 
 
 def train(
-    backbone: Backbone,
+    backbone: Clip,
     objective: Objective,
     images: Images,
     labels: Sequence[int],
@@ -91,7 +78,7 @@ def deterministic(device: torch.device) -> Iterator[None]:
         filling.fill_uninitialized_memory = before[1]
 
 
-def optimisers_of(backbone: Backbone, extra: Sequence[Extra], recipe: Recipe) -> list[torch.optim.Optimizer]:
+def optimisers_of(backbone: Clip, extra: Sequence[Extra], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for the weights and most of what is trained beside them; SGD with momentum for what asks for it."""
     by_adamw = [e for e in extra if e.momentum is None]
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(parameter_groups(backbone, by_adamw, recipe))]
@@ -102,7 +89,7 @@ def optimisers_of(backbone: Backbone, extra: Sequence[Extra], recipe: Recipe) ->
     return optimisers
 
 
-def parameter_groups(backbone: Backbone, extra: Iterable[Extra], recipe: Recipe) -> list[dict[str, object]]:
+def parameter_groups(backbone: Clip, extra: Iterable[Extra], recipe: Recipe) -> list[dict[str, object]]:
     """The recipe's weight decay on matrices; none on norms and biases (vectors and scalars)."""
     moving = [p for p in backbone.model.parameters() if p.requires_grad]
     matrices, vectors = [p for p in moving if p.ndim >= 2], [p for p in moving if p.ndim < 2]

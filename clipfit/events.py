@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from clipfit.training import StepReport
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step: losses by name (unweighted), their weighted sum, and where in the run it was."""
+
+    step: int  # from 1
+    steps: int
+    epoch: int  # from 1
+    images: int
+    learning_rate: float
+    losses: dict[str, float]
+    total: float
 
 
 class Progress(Protocol):

@@ -13,7 +13,7 @@ from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes
 from clipfit.errors import DataError
 from clipfit.prompts import excluding, key_of
-from clipfit.run import Run
+from clipfit.runs.record import Run
 
 
 @dataclass(frozen=True)

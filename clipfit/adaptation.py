@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
-from clipfit import lora, methods, training
-from clipfit.backbone import Additions, Backbone
+from clipfit import methods
 from clipfit.config import AdaptConfig, Recipe, settings
+from clipfit.config.lora import LoraSettings
 from clipfit.data.images import Images
-from clipfit.lora import LoraSettings
+from clipfit.events import StepReport
 from clipfit.methods import Method
+from clipfit.model import lora
+from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
+from clipfit.training import loop
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,13 @@ def adapters(method: Method, config: AdaptConfig) -> LoraSettings:
 
 
 def fit(
-    backbone: Backbone,
+    backbone: Clip,
     plan: Plan,
     names: Sequence[str],
     images: Images,
     labels: Sequence[int],
     seed: int,
-    on_step: Callable[[training.StepReport], None] = lambda report: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
     """Carry it out on images of the classes `names`, in place; adapters are merged into plain weights at the end.
 
@@ -91,5 +94,5 @@ def fit(
     beside = [] if backbone.context is None else [methods.Extra([backbone.context], 2e-3, 5e-4, momentum=0.9)]
     generator = torch.Generator(backbone.device).manual_seed(seed)
     moving = lora.adapted(backbone.model, plan.adapters, generator) if plan.adapters else contextlib.nullcontext()
-    with moving, training.deterministic(backbone.device):
-        training.train(backbone, objective, images, labels, plan.recipe, seed, on_step, beside)
+    with moving, loop.deterministic(backbone.device):
+        loop.train(backbone, objective, images, labels, plan.recipe, seed, on_step, beside)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from clipfit.backbone import Backbone, Texts
 from clipfit.data.images import Images
+from clipfit.model.clip import Clip, Texts
 from clipfit.prompts import prompts
 
 
 @torch.no_grad()
 def image_embeddings(
-    backbone: Backbone,
+    backbone: Clip,
     images: Images,
     chosen: Sequence[int],
     batch_size: int,
@@ -32,7 +32,7 @@ def image_embeddings(
 
 
 @torch.no_grad()
-def texts(backbone: Backbone, names: Sequence[str], template: str) -> Texts:
+def texts(backbone: Clip, names: Sequence[str], template: str) -> Texts:
     """Class names in a template: unit-norm embeddings (C, D) on the CPU, and what images need of them."""
     read = backbone.read(backbone.tokenize(prompts(names, template)))
     return Texts(read.embeddings.cpu(), read.class_tokens)

@@ -21,7 +21,7 @@ from clipfit.errors import ModelError, UsageError, first_line
 LOCAL_DIR = "local-dir:"
 DEFAULT_TAG = "openai"
 TINY = "clipfit-tiny"
-TINY_FOLDER = Path(__file__).parent / "assets" / TINY
+TINY_FOLDER = Path(__file__).parent.parent / "assets" / TINY
 OFFLINE_HELP = (
     "without a network use --model clipfit-tiny (ships with clipfit), --model local-dir:FOLDER "
     "(an open_clip_config.json beside its weights) or --pretrained FILE.safetensors"

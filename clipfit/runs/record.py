@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from clipfit import checkpoint
-from clipfit.backbone import Additions, Backbone, reload
+from clipfit.runs import files
+from clipfit.model.clip import Additions, Clip, reload
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
-from clipfit.sources import LOCAL_DIR, Source
-from clipfit.token_edits import EditSettings
+from clipfit.model.sources import LOCAL_DIR, Source
+from clipfit.config.edits import EditSettings
 
 RUNS = Path("runs")
 FORMAT = 1
@@ -68,7 +68,7 @@ class Run:
     def alpha(self) -> float:
         return float(self.config["alpha"])
 
-    def pretrained(self, device: torch.device | str = "cpu") -> Backbone:
+    def pretrained(self, device: torch.device | str = "cpu") -> Clip:
         """The pre-trained model (α = 0); what the method adds is attached, without effect.
 
         Raises:
@@ -85,7 +85,7 @@ class Run:
 
     def finetuned(self) -> dict[str, torch.Tensor]:
         """θ at α = 1."""
-        return checkpoint.read_tensors(self.path / "finetuned.safetensors")[0]
+        return files.read_tensors(self.path / "finetuned.safetensors")[0]
 
     def state(self, alpha: float) -> dict[str, torch.Tensor]:
         """θ at α; the pre-trained weights are loaded only where they are needed.
@@ -96,7 +96,7 @@ class Run:
         if alpha == 1:
             return self.finetuned()
         if alpha == self.alpha:
-            return checkpoint.read_tensors(self.path / "model.safetensors")[0]
+            return files.read_tensors(self.path / "model.safetensors")[0]
         return interpolate(self.pretrained().state(), self.finetuned(), alpha)
 
 
@@ -111,13 +111,13 @@ def open_run(path: Path | None) -> Run:
         raise UsageError(f"there is no run {path}: `clipfit adapt SHOTS` makes one below {RUNS}/.")
     if not (path / "model.safetensors").is_file():
         raise DataError(f"{path} is no finished run: it has no model.safetensors; run `clipfit adapt` again.")
-    classes = checkpoint.read_json(path / "classes.json")
-    config = checkpoint.read_json(path / "config.json")
-    shots = checkpoint.read_lines(path / "shots.jsonl")
+    classes = files.read_json(path / "classes.json")
+    config = files.read_json(path / "config.json")
+    shots = files.read_lines(path / "shots.jsonl")
     if config.get("format") != FORMAT:
         raise ModelError(f"{path} has run format {config.get('format')!r}; this clipfit reads {FORMAT}.")
     timing = path / "timing.json"  # a run is complete without it
-    inputs = checkpoint.read_json(timing).get("inputs", {}) if timing.exists() else {}
+    inputs = files.read_json(timing).get("inputs", {}) if timing.exists() else {}
     return Run(path, config, tuple(classes["base"]), classes["names"], shots, inputs)
 
 
@@ -142,8 +142,8 @@ def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool
     a_run = all((path / name).exists() for name in ("config.json", "shots.jsonl", "finetuned.safetensors"))
     if path.exists() and not a_run and (path.is_file() or any(path.iterdir())):
         raise UsageError(f"{path} is no run of clipfit's, so --overwrite will not delete it: choose another place.")
-    checkpoint.require_kept(path, inputs)
-    checkpoint.require_outside(path, shots)
+    files.require_kept(path, inputs)
+    files.require_outside(path, shots)
     return path
 
 
@@ -168,13 +168,13 @@ def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) 
     config = {**facts.config, "format": FORMAT}
     template = config["recipe"]["template"]
     about = lambda alpha: describe(config, facts.base, facts.scale, alpha)  # noqa: E731
-    checkpoint.write_json(folder / "config.json", config)
+    files.write_json(folder / "config.json", config)
     classes = {"base": list(facts.base), "names": dict(facts.names), "template": template}
-    checkpoint.write_json(folder / "classes.json", classes)
-    checkpoint.write_lines(folder / "shots.jsonl", facts.shots)
-    checkpoint.write_lines(folder / "metrics.jsonl", facts.steps)
-    checkpoint.write_tensors(folder / "finetuned.safetensors", finetuned, about(1.0))
-    checkpoint.write_tensors(folder / "model.safetensors", ensemble, about(config["alpha"]))
+    files.write_json(folder / "classes.json", classes)
+    files.write_lines(folder / "shots.jsonl", facts.shots)
+    files.write_lines(folder / "metrics.jsonl", facts.steps)
+    files.write_tensors(folder / "finetuned.safetensors", finetuned, about(1.0))
+    files.write_tensors(folder / "model.safetensors", ensemble, about(config["alpha"]))
 
 
 def describe(config: Mapping[str, Any], base: Sequence[str], scale: float, alpha: float) -> dict[str, Any]:

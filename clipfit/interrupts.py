@@ -1,0 +1,66 @@
+"""Ctrl-C, SIGTERM and SIGHUP: one exception for all three, and stretches of code that they wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end. `exit_code` is what a shell expects: 128 and the signal's number."""
+
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signum
+
+
+def _stop(signum: int, _frame: FrameType | None) -> None:
+    raise Stopped(signum)
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Within: each of the signals raises Stopped, unless the process was started to ignore it (nohup)."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Within: the signals wait until the block has ended, so that what it changes is changed whole or not at all.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    changed = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in changed:
+        signal.signal(number, lambda signum, _frame: arrived.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in changed.items():
+            signal.signal(number, handler)
+    if arrived:
+        handler = changed[arrived[0]]
+        assert callable(handler)
+        handler(arrived[0], None)

@@ -1,0 +1,1 @@
+"""A CLIP of open_clip's: where it comes from, what is attached to it, how it encodes."""
