@@ -34,6 +34,12 @@ class NonFiniteError(ClipfitError):
     exit_code = 6
 
 
+class OutputError(ClipfitError):
+    """Something that could not be written: a folder that is read-only, a disk that is full, a stdout that is closed."""
+
+    exit_code = 7
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, short enough to stand inside a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:;")[:300]
