@@ -1,0 +1,21 @@
+"""Text from outside (names of files and classes, words of other libraries) on its way to a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # invisible too, but words of some languages and many emoji need them
+RAW = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction overrides among them), surrogate, line separators
+
+
+def printable(text: str) -> str:
+    r"""The text on one line, with what would steer a terminal shown instead of obeyed: ESC as \x1b, a newline as \n."""
+    if text.isprintable():
+        return text
+    return "".join(_shown(char) for char in text)
+
+
+def _shown(char: str) -> str:
+    if unicodedata.category(char) not in RAW or char in JOINERS:
+        return char
+    return char.encode("unicode_escape").decode("ascii")
