@@ -24,7 +24,7 @@ import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt, evaluate
 from clipfit.measure.metrics import estimate
-from clipfit.model.clip import load
+from clipfit.model.loading import load
 from clipfit.report.console import percent
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, adapt
 from clipfit.cli import app
-from clipfit.model import clip
+from clipfit.model import clip, loading
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
@@ -74,7 +74,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def vit(models: dict[str, str]) -> clip.Clip:
     """A freshly loaded little ViT CLIP."""
-    return clip.load(models["vit"])
+    return loading.load(models["vit"])
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:

@@ -13,8 +13,8 @@ from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.errors import ModelError
 from clipfit.measure import scoring
 from clipfit.methods import METHODS, Task
-from clipfit.model import clip
 from clipfit.model import edits as token_edits
+from clipfit.model import loading
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs.record import open_run
@@ -101,7 +101,7 @@ def edited_run(request, split, models, tmp_path):
 
 def test_strengths_are_trained_stored_and_interpolated_towards_zero(edited_run, models):
     finetuned, ensemble = (load_file(edited_run / f"{name}.safetensors") for name in ("finetuned", "model"))
-    before = clip.load(models["vit"]).state()
+    before = loading.load(models["vit"]).state()
     assert finetuned.keys() - before.keys() == {"clipfit.head", "clipfit.tail"}
     assert finetuned["clipfit.head"][0] != 0  # 0 when training began
     for name in ("clipfit.head", "clipfit.tail"):
@@ -118,7 +118,7 @@ def test_every_set_of_classes_has_a_forward_pass_of_its_own(edited_run, split):
     measured = evaluate(EvaluateConfig(edited_run, alphas=(0.0, 0.25, 1.0)))
     names = {"Ant-Lion": "Ant Lion", "cow": "cow", "dog": "dog", "elk": "elk"}
     for row in measured.rows:
-        model = clip.rebuild(run.source, run.state(row.alpha), run.additions)
+        model = loading.rebuild(run.source, run.state(row.alpha), run.additions)
         for part, classes, own in (
             (row.base, ["bee", "cow", "dog"], ["cow", "dog"]),
             (row.new, ["Ant Lion", "elk"], ["Ant-Lion", "elk"]),
@@ -146,7 +146,7 @@ def test_images_are_encoded_with_the_tokens_of_exactly_their_candidates(edited_r
 
     monkeypatch.setattr(Clip, "encode_image", watched)
     evaluate(EvaluateConfig(edited_run, alphas=(0.0,)))
-    model = clip.rebuild(run.source, run.state(0.0), run.additions)
+    model = loading.rebuild(run.source, run.state(0.0), run.additions)
     expected = []
     for classes, images in (
         (["bee", "cow", "dog", "Ant Lion", "elk"], 9), (["Ant Lion", "elk"], 4), (["bee", "cow", "dog"], 5)
@@ -182,8 +182,8 @@ def test_edits_are_float32_under_bf16(split, models, tmp_path, monkeypatch):
 
 
 def test_alpha_zero_is_plain_clip_to_the_bit(edited_run, models):
-    run, plain = open_run(edited_run), clip.load(models["vit"])
-    model = clip.rebuild(run.source, run.state(0.0), run.additions)
+    run, plain = open_run(edited_run), loading.load(models["vit"])
+    model = loading.rebuild(run.source, run.state(0.0), run.additions)
     x, tokens = batch()[0], plain.tokenize(prompts(NAMES, "a photo of a {}"))
     with torch.no_grad():
         assert all(map(torch.equal, model.encode(x, tokens), plain.encode(x, tokens)))
@@ -194,12 +194,12 @@ def test_a_plain_clip_cannot_hold_an_edited_one(cli, edited_run, models):
     exported = cli("export", edited_run, "--alpha", 0, "--json")
     assert exported.code == 0, exported.stderr
     written = load_file(f"{exported.document['output']}/open_clip_model.safetensors")
-    before = clip.load(models["vit"]).state()
+    before = loading.load(models["vit"]).state()
     assert written.keys() == before.keys()
     assert all(torch.equal(written[name], before[name]) for name in before)
     run = open_run(edited_run)
     with pytest.raises(ModelError, match="do not fit"):
-        clip.rebuild(run.source, run.state(1.0))
+        loading.rebuild(run.source, run.state(1.0))
 
 
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, split):

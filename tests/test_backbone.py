@@ -13,14 +13,14 @@ from conftest import TEXT, VISION, make_model, picture
 from safetensors.torch import load_file, save_file
 
 from clipfit import ModelError, UsageError
-from clipfit.model import clip, devices, sources
+from clipfit.model import clip, devices, loading, sources
 
 SENTENCES = ["a photo of a cat", "a photo of a long haired dachshund", "a photo of an owl", "b"]
 
 
 def test_pictures_need_not_be_square(tmp_path):
     wide = make_model(tmp_path / "wide", {**VISION, "image_size": [32, 48]})
-    backbone = clip.load(f"local-dir:{wide}")
+    backbone = loading.load(f"local-dir:{wide}")
     assert backbone.image_size == (32, 48)
     assert backbone.geometry(picture(0)).shape == (3, 32, 48)
 
@@ -46,14 +46,14 @@ def assert_same_as_open_clip(backbone: clip.Clip) -> list[int]:
 
 @pytest.mark.parametrize("name", ["vit", "eos"])
 def test_causal_texts_are_cut_behind_the_longest_one_and_stay_the_same(models, name):
-    seen = assert_same_as_open_clip(clip.load(models[name]))
-    words = clip.load(models[name]).tokenize(SENTENCES).count_nonzero(1)
+    seen = assert_same_as_open_clip(loading.load(models[name]))
+    words = loading.load(models[name]).tokenize(SENTENCES).count_nonzero(1)
     assert seen == [int(words.max()), int(words[2])]
     assert max(seen) < TEXT["context_length"]
 
 
 def test_texts_without_a_causal_mask_keep_the_full_context(models):
-    backbone = clip.load(models["bidirectional"])
+    backbone = loading.load(models["bidirectional"])
     assert assert_same_as_open_clip(backbone) == [TEXT["context_length"]] * 2
 
 
@@ -71,7 +71,7 @@ def test_built_in_architecture_with_a_local_weight_file(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file(open_clip.create_model("ViT-B-32").state_dict(), file)
     try:
-        backbone = clip.load("ViT-B-32", str(file))
+        backbone = loading.load("ViT-B-32", str(file))
         assert max(assert_same_as_open_clip(backbone)) < 77
         assert backbone.source.pretrained == str(file)
         assert backbone.embed_dim == 512
@@ -82,7 +82,7 @@ def test_built_in_architecture_with_a_local_weight_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_images_are_encoded_as_open_clip_does(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     x = torch.randn(3, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = backbone.model.encode_image(x, normalize=True)
@@ -100,7 +100,7 @@ def test_preprocessing_is_open_clips_own(vit, models):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_the_model_is_in_evaluation_mode_and_its_scale_is_frozen(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     assert not any(module.training for module in backbone.model.modules())
     moving = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
     assert moving == {n for n, _ in backbone.model.named_parameters()} - {"logit_scale"}
@@ -113,11 +113,11 @@ def activations(model: torch.nn.Module) -> set[str]:
 
 
 def test_the_activation_of_a_model_folder_survives_rebuilding(models):
-    backbone = clip.load(models["quick"])
+    backbone = loading.load(models["quick"])
     assert activations(backbone.model) == {"QuickGELU"}
-    assert activations(clip.rebuild(backbone.source, backbone.state()).model) == {"QuickGELU"}
-    assert activations(clip.reload(backbone.source).model) == {"QuickGELU"}
-    assert activations(clip.load(models["vit"]).model) == {"GELU"}
+    assert activations(loading.rebuild(backbone.source, backbone.state()).model) == {"QuickGELU"}
+    assert activations(loading.reload(backbone.source).model) == {"QuickGELU"}
+    assert activations(loading.load(models["vit"]).model) == {"GELU"}
 
 
 @pytest.fixture
@@ -142,32 +142,32 @@ def test_the_activation_follows_the_weights_and_not_the_architectures_name(
 
     monkeypatch.setitem(pretrained._PRETRAINED, "Little", {"fast": tag, "slow": {**tag, "quick_gelu": False}})
     monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *args, **kwargs: str(weights))
-    fast, slow = clip.load("Little", "fast"), clip.load("Little", "slow")
+    fast, slow = loading.load("Little", "fast"), loading.load("Little", "slow")
     assert activations(fast.model) == {"QuickGELU"}
     assert fast.source.model_cfg["quick_gelu"] is True
-    assert activations(clip.rebuild(fast.source, fast.state()).model) == {"QuickGELU"}
+    assert activations(loading.rebuild(fast.source, fast.state()).model) == {"QuickGELU"}
     assert activations(slow.model) == {"GELU"}
 
     beside, alone = tmp_path / "beside", tmp_path / "alone"
     shutil.copytree(weights.parent, beside)
     alone.mkdir()
     shutil.copy(weights, alone)
-    assert activations(clip.load("Little", str(beside / weights.name)).model) == {"QuickGELU"}
-    assert activations(clip.load("Little", str(alone / weights.name)).model) == {"GELU"}
+    assert activations(loading.load("Little", str(beside / weights.name)).model) == {"QuickGELU"}
+    assert activations(loading.load("Little", str(alone / weights.name)).model) == {"GELU"}
 
 
 def test_an_unknown_model_gets_the_nearest_names():
     with pytest.raises(UsageError, match=r"unknown model 'ViT-B-61'; did you mean .*ViT-B-16"):
-        clip.load("ViT-B-61")
+        loading.load("ViT-B-61")
     with pytest.raises(UsageError, match=r"unknown model 'clipfit-tony'; did you mean clipfit-tiny"):
-        clip.load("clipfit-tony")
+        loading.load("clipfit-tony")
 
 
 def test_an_unknown_tag_gets_the_nearest_ones():
     with pytest.raises(
         UsageError, match=r"'open-ai' is neither a file nor a pretrained tag of ViT-B-32; did you mean "
     ):
-        clip.load("ViT-B-32", "open-ai")
+        loading.load("ViT-B-32", "open-ai")
 
 
 def test_a_tag_without_a_network_names_what_works_offline(monkeypatch):
@@ -176,7 +176,7 @@ def test_a_tag_without_a_network_names_what_works_offline(monkeypatch):
 
     monkeypatch.setattr(open_clip.factory, "download_pretrained", offline)
     with pytest.raises(ModelError) as caught:
-        clip.load("ViT-B-32", "openai")
+        loading.load("ViT-B-32", "openai")
     for word in ("ViT-B-32 / openai", "name resolution", "clipfit-tiny", "local-dir:FOLDER", "FILE.safetensors"):
         assert word in str(caught.value)
 
@@ -184,7 +184,7 @@ def test_a_tag_without_a_network_names_what_works_offline(monkeypatch):
 def test_a_missing_or_empty_model_folder(tmp_path):
     for folder in (tmp_path / "none", tmp_path):
         with pytest.raises(ModelError, match=r"is no model folder: it needs open_clip_config\.json and weights"):
-            clip.load(f"local-dir:{folder}")
+            loading.load(f"local-dir:{folder}")
 
 
 def test_a_model_folder_without_weights_or_with_damaged_ones(tmp_path):
@@ -193,10 +193,10 @@ def test_a_model_folder_without_weights_or_with_damaged_ones(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ModelError, match="cannot be loaded"):
-        clip.load(f"local-dir:{folder}")
+        loading.load(f"local-dir:{folder}")
     weights.unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
-        clip.load(f"local-dir:{folder}")
+        loading.load(f"local-dir:{folder}")
 
 
 def test_weights_of_another_architecture(tmp_path):
@@ -205,7 +205,7 @@ def test_weights_of_another_architecture(tmp_path):
     config["model_cfg"]["vision_cfg"]["layers"] = 3
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="cannot be loaded"):
-        clip.load(f"local-dir:{folder}")
+        loading.load(f"local-dir:{folder}")
 
 
 def test_a_model_of_another_class_is_refused(tmp_path):
@@ -214,35 +214,35 @@ def test_a_model_of_another_class_is_refused(tmp_path):
     config["model_cfg"]["custom_text"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="clipfit adapts models of open_clip's CLIP class only"):
-        clip.load(f"local-dir:{folder}")
+        loading.load(f"local-dir:{folder}")
 
 
 def test_other_weights_in_the_same_place_are_noticed(tmp_path):
     folder = make_model(tmp_path / "model")
-    source = clip.load(f"local-dir:{folder}").source
-    clip.reload(source)
+    source = loading.load(f"local-dir:{folder}").source
+    loading.reload(source)
     file = folder / "open_clip_model.safetensors"
     state = load_file(file)
     state["logit_scale"] = torch.nextafter(state["logit_scale"], torch.tensor(9.0))  # one bit of one number
     save_file(state, file)
     with pytest.raises(ModelError, match=r"changed since the run was made: expected SHA-256 [0-9a-f]{16}…, found"):
-        clip.reload(source)
+        loading.reload(source)
 
 
 def test_a_run_keeps_the_architecture_and_preprocessing_it_was_made_with(tmp_path):
     """Whatever the configuration beside the same weights says by now (open_clip #771)."""
     folder = make_model(tmp_path / "model", quick_gelu=True)
-    before = clip.load(f"local-dir:{folder}")
+    before = loading.load(f"local-dir:{folder}")
     images = torch.randint(256, (2, 3, *before.image_size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     file = folder / "open_clip_config.json"
     config = json.loads(file.read_text())
     config["model_cfg"]["quick_gelu"] = False
     config["preprocess_cfg"]["mean"] = [2.0, 2.0, 2.0]
     file.write_text(json.dumps(config))
-    again = clip.reload(before.source)
+    again = loading.reload(before.source)
     with torch.no_grad():
         expected, found, other = (b.encode_image(b.normalize(images))
-                                  for b in (before, again, clip.load(f"local-dir:{folder}")))  # fmt: skip
+                                  for b in (before, again, loading.load(f"local-dir:{folder}")))  # fmt: skip
     assert torch.equal(found, expected)
     assert not torch.allclose(other, expected, atol=1e-2)
 

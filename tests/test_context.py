@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.errors import ModelError
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
 from clipfit.runs.record import open_run
@@ -28,7 +28,7 @@ usual = loop.optimisers_of
 @pytest.mark.parametrize("name", ["vit", "resnet", "eos", "bidirectional"])
 @torch.no_grad()
 def test_vectors_start_as_the_words_and_stand_in_their_place(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     tokens = backbone.tokenize(prompts(NAMES, "a photo of a {}"))
     before = backbone.encode_text(tokens)
     backbone.attach(Additions(context=WORDS))
@@ -49,7 +49,7 @@ def test_a_text_tower_that_pools_elsewhere_is_refused(tmp_path):
     """Where its texts end cannot be told, so neither can the number of words."""
     folder = make_model(tmp_path / "last", pool_type="last", no_causal_mask=True)
     with pytest.raises(ModelError, match="pools by 'last': leave --context out"):
-        clip.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
+        loading.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
 
 
 @pytest.fixture(params=[("finetune", "full"), ("atha", "lora")], ids="-".join)
@@ -61,7 +61,7 @@ def run(request, split, models, tmp_path):
 
 
 def test_a_run_stores_and_interpolates_them(run, models):
-    words = clip.load(models["vit"])._word_embeddings(WORDS)
+    words = loading.load(models["vit"])._word_embeddings(WORDS)
     finetuned, ensemble = (load_file(run / f"{name}.safetensors")["clipfit.context"] for name in ("finetuned", "model"))
     assert (finetuned - words).abs().max() > 1e-5
     torch.testing.assert_close(ensemble, 0.75 * words + 0.25 * finetuned, atol=1e-6, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_every_figure_is_measured_with_them(run, split):
     classes, names = ["bee", "cow", "dog"], {"cow": "cow", "dog": "dog"}
     for row in evaluate(EvaluateConfig(run, alphas=(0.0, 0.25, 1.0))).rows:
         state = opened.state(row.alpha)
-        model = clip.rebuild(opened.source, state, opened.additions)
+        model = loading.rebuild(opened.source, state, opened.additions)
         tokens = model.tokenize(prompts(classes, "a photo of a {}"))
         right = 0
         for folder, name in names.items():

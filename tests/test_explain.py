@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from clipfit import AdaptConfig, ExplainConfig, adapt, explain
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.prompts import prompts
 from clipfit.report import picture as drawing
 from clipfit.runs.record import open_run
@@ -44,7 +44,7 @@ def test_what_is_drawn_is_what_the_blocks_went_by(atha_run, image, tmp_path):
     """m, its class, head and tail from the tokens that come to the blocks of a forward pass of its own."""
     found = found_by(atha_run, image, blocks=(0, 1), output=tmp_path / "out")
     run = open_run(atha_run)
-    model = clip.rebuild(run.source, run.state(1.0), run.additions)
+    model = loading.rebuild(run.source, run.state(1.0), run.additions)
     tokens = model.tokenize(prompts(run.base, run.template))
     x = model.normalize(model.geometry(Image.open(image).convert("RGB"))[None])
     came: list[torch.Tensor] = []

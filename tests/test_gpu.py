@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
-from clipfit.model import clip
+from clipfit.model import loading
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -33,7 +33,7 @@ def test_gpu_and_cpu_give_the_same_features(models: dict[str, str]) -> None:
     noise = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     features = []
     for device in ("cpu", "cuda"):
-        backbone = clip.load(models["vit"], device=device)
+        backbone = loading.load(models["vit"], device=device)
         with torch.no_grad():
             features.append(backbone.encode_image(backbone.normalize(noise)).cpu())
     torch.testing.assert_close(features[0], features[1], atol=1e-4, rtol=1e-4)

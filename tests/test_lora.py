@@ -18,7 +18,7 @@ from clipfit import adaptation as plan
 from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError, UsageError
 from clipfit.methods import METHODS
-from clipfit.model import clip, lora
+from clipfit.model import loading, lora
 from clipfit.model.lora import LoraAttention
 from clipfit.prompts import prompts
 
@@ -49,7 +49,7 @@ def features(backbone):
 @pytest.mark.parametrize("name", ["vit", "eos", "bidirectional"])
 @torch.no_grad()
 def test_adapters_start_at_the_pre_trained_model_and_merge_into_plain_weights(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     before, names = features(backbone), list(backbone.state())
     modules = attached(backbone)
     assert sorted(modules) == sorted(
@@ -89,13 +89,13 @@ def test_dropout_is_of_the_adapters_input_and_only_in_training(vit):
     assert not torch.equal(dropped[0], dropped[1])
     with torch.no_grad():
         assert torch.equal(module._dropped(x)[2], x)
-    assert torch.equal(attached(clip.load(vit.source.model), dropout=0.0)["transformer.resblocks.0.attn"]
+    assert torch.equal(attached(loading.load(vit.source.model), dropout=0.0)["transformer.resblocks.0.attn"]
                        ._dropped(x)[0], x)  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_the_adapters_change(models, method):
-    backbone = clip.load(models["vit"])
+    backbone = loading.load(models["vit"])
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}
     chosen = METHODS[method]
     config = AdaptConfig(Path("x"), method, tuning="lora", recipe={"epochs": 2, "batch_size": 4})
@@ -188,7 +188,7 @@ def test_a_run_with_lora_is_a_run_like_any_other(cli, models, split, tmp_path):
     run = tmp_path / made.document["run"]
     config = json.loads((run / "config.json").read_text())
     assert (config["tuning"], config["lora"]) == ("lora", {"rank": 3, "alpha": 1.0, "dropout": 0.25})
-    before, after = clip.load(models["vit"]).state(), load_file(run / "finetuned.safetensors")
+    before, after = loading.load(models["vit"]).state(), load_file(run / "finetuned.safetensors")
     assert before.keys() == after.keys()
     assert cli("evaluate", "--json").code == 0
     assert cli("export", "--json").code == 0

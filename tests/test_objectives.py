@@ -12,7 +12,7 @@ from open_clip.loss import ClipLoss
 from test_losses import naive_scl, naive_vld
 
 from clipfit.methods import METHODS, Task
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.prompts import prompts
 
 # as there, but with gaps: which classes are in a batch is not how many
@@ -27,7 +27,7 @@ def doubles(monkeypatch):
 
 
 def task_in_double(model: str) -> Task:
-    backbone = clip.load(model)
+    backbone = loading.load(model)
     backbone.model.double()
     return Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
 
@@ -143,7 +143,7 @@ def test_cite_in_float32_agrees_too(vit):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_cite_starts_at_the_zero_shot_cross_entropy_and_without_distillation(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     task = Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
     images, y = batch(task, BATCHES["repeated"])
     images = images.float()

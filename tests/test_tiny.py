@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
-from clipfit.model.clip import load
+from clipfit.model.loading import load
 from clipfit.model.sources import TINY_FOLDER
 from clipfit.prompts import prompts
 

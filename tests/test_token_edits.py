@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from clipfit.config.edits import EditSettings
 from clipfit.errors import ModelError, UsageError
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.model.clip import Additions
 from clipfit.model.edits import edit_tokens, ends, invert_head, share
 from clipfit.prompts import prompts
@@ -143,7 +143,7 @@ def test_an_unknown_inverse():
 
 def test_only_a_vision_transformer_has_patch_tokens(models):
     with pytest.raises(ModelError, match="ModifiedResNet: take a ViT"):
-        clip.load(models["resnet"]).attach(Additions(EditSettings()))
+        loading.load(models["resnet"]).attach(Additions(EditSettings()))
 
 
 def started(backbone):
@@ -159,7 +159,7 @@ def images_and_texts(backbone):
 
 @pytest.mark.parametrize("name", ["vit", "eos", "bidirectional", "quick"])
 def test_attached_but_not_started_nothing_changes_to_the_bit(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     x, tokens = images_and_texts(backbone)
     with torch.no_grad():
         before = backbone.encode(x, tokens)
@@ -173,7 +173,7 @@ def test_attached_but_not_started_nothing_changes_to_the_bit(models, name):
 @pytest.mark.parametrize("name", ["vit", "eos", "bidirectional"])
 def test_the_whole_forward_pass_is_that_of_a_naive_one(models, name):
     """open_clip's modules, called one by one in float64, with the naive edit before every block."""
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     x, tokens = images_and_texts(backbone)
     started(backbone)
     with torch.no_grad():

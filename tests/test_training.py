@@ -14,7 +14,7 @@ from clipfit.data import layout
 from clipfit.data.images import ImageStore
 from clipfit.events import StepReport
 from clipfit.methods import METHODS, Extra, Task, Term
-from clipfit.model import clip
+from clipfit.model import clip, loading
 from clipfit.prompts import prompts
 from clipfit.training import loop
 
@@ -32,7 +32,7 @@ def shots(tmp_path_factory) -> tuple[ImageStore, list[int], list[str]]:
 def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe = RECIPE):
     """A trained backbone and the reports of its steps."""
     images, labels, names = shots
-    backbone = clip.load(model)
+    backbone = loading.load(model)
     task = Task(backbone, backbone.tokenize(prompts(names, recipe.template)))
     reports: list[StepReport] = []
     objective = METHODS[method].build(task, METHODS[method].configure({}))
@@ -108,7 +108,7 @@ def test_what_torch_was_told_of_determinism_is_restored(mode):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_decay_is_for_matrices_only(models, name):
-    backbone = clip.load(models[name])
+    backbone = loading.load(models[name])
     task = Task(backbone, backbone.tokenize(["a", "b"]))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
     decayed, *free = loop.parameter_groups(backbone, objective.extra, Recipe(weight_decay=0.2))
@@ -129,7 +129,7 @@ def test_decay_is_for_matrices_only(models, name):
 
 
 def test_both_towers_and_nothing_frozen_move(models, shots):
-    before = clip.load(models["vit"]).state()
+    before = loading.load(models["vit"]).state()
     after = run(models["vit"], shots)[0]
     still = {name for name, t in after.state().items() if torch.equal(t, before[name])}
     assert still <= {"logit_scale", "attn_mask"}
@@ -138,7 +138,7 @@ def test_both_towers_and_nothing_frozen_move(models, shots):
 
 
 def test_batch_norm_statistics_stay_as_pre_trained(models, shots):
-    before = clip.load(models["resnet"]).state()
+    before = loading.load(models["resnet"]).state()
     after = run(models["resnet"], shots, recipe=Recipe(learning_rate=1e-3, epochs=1, batch_size=4))[0].state()
     statistics = [name for name in before if "running_" in name or name.endswith("num_batches_tracked")]
     assert len(statistics) > 10

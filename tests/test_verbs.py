@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, adapt, evaluate, export
 from clipfit.methods import METHODS
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.runs import files
 from clipfit.runs.record import open_run
 
@@ -77,7 +77,7 @@ def test_every_method_adapts_evaluates_and_exports(cli, models, split, tmp_path,
         loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         state = {"0": before, "0.25": ensemble, "1": finetuned}[alpha]
         assert all(torch.equal(t, state[name]) for name, t in loaded.state_dict().items())
-        ours = clip.rebuild(open_run(run).source, open_run(run).state(float(alpha)))
+        ours = loading.rebuild(open_run(run).source, open_run(run).state(float(alpha)))
         x = torch.stack([ours.normalize(ours.geometry(Image.open(f).convert("RGB"))[None])[0] for f in files])
         names = ["bee", "cow", "dog", "elk"]
         with torch.no_grad():
@@ -93,7 +93,7 @@ def test_a_run_describes_itself(split_run, split, models):
     assert config["recipe"]["learning_rate"] == 1e-3
     assert config["recipe"]["weight_decay"] == 0.1  # the paper's
     assert config["method_options"] == {"literal_scl": False, "scl_weight": 0.7, "vld_weight": 0.1}
-    assert config["pretrained"]["sha256"] == clip.load(models["vit"]).source.sha256
+    assert config["pretrained"]["sha256"] == loading.load(models["vit"]).source.sha256
     assert set(config["versions"]) >= {"torch", "open_clip", "python"}
     classes = json.loads((split_run / "classes.json").read_text())
     assert classes["base"] == ["bee", "cow", "dog"]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from clipfit.runs import files
-from clipfit.model.clip import Additions, Clip, reload
+from clipfit.model.clip import Additions, Clip
+from clipfit.model.loading import reload
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import DataError, ModelError, UsageError
 from clipfit.model.sources import LOCAL_DIR, Source

@@ -27,7 +27,7 @@ from clipfit.errors import ClipfitError, DataError, NonFiniteError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.measure import scoring
 from clipfit.measure.metrics import accuracy
-from clipfit.model import clip, devices, sources
+from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files
@@ -77,7 +77,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
 
     progress.say(f"loading {config.model}")
-    backbone = clip.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     counts = list(Counter(sample.label for sample in selection.shots).values())
     own = backbone.source.adapt_defaults
@@ -231,7 +231,7 @@ def _prove(path: Path, backbone: Clip) -> None:
     """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
     state, metadata = files.read_tensors(path)
     source = sources.Source(**metadata["pretrained"])
-    again = clip.rebuild(source, state, backbone.additions, backbone.device)
+    again = loading.rebuild(source, state, backbone.additions, backbone.device)
     again.precision = backbone.precision
     tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))
     grey = torch.full((1, 3, *backbone.image_size), 127, dtype=torch.uint8)

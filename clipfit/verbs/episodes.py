@@ -24,7 +24,7 @@ from clipfit.errors import DataError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import scoring
 from clipfit.measure.metrics import Estimate, accuracy, estimate
-from clipfit.model import clip, devices
+from clipfit.model import devices, loading
 from clipfit.model.clip import Clip
 from clipfit.runs import files
 from clipfit.version import __version__
@@ -110,7 +110,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     contenders = [Contender.parse(spec) for spec in config.contenders]
     files.require_outside(config.output, config.data)
     found = layout.read(config.data, config.classes, config.image_root)
-    backbone = clip.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    backbone = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
     contents = [content_hash(sample.path) for sample in images.samples]

@@ -17,7 +17,7 @@ from clipfit.data.names import read_new_classes
 from clipfit.errors import UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import scoring
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.model.clip import Additions, Clip, Texts
 from clipfit.model.edits import Look
 from clipfit.prompts import excluding
@@ -72,7 +72,7 @@ def explain(
     progress = progress or Silent()
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
-    model = clip.rebuild(run.source, run.state(alpha), run.additions)
+    model = loading.rebuild(run.source, run.state(alpha), run.additions)
     if model.edits is None:
         model.attach(Additions(EditSettings()))
     listed = read_new_classes(config.new_classes) if config.new_classes else ()

@@ -13,7 +13,7 @@ import torch
 from clipfit.config import ExportConfig
 from clipfit.errors import ClipfitError, UsageError
 from clipfit.events import Progress, Silent
-from clipfit.model import clip
+from clipfit.model import loading
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files
@@ -53,7 +53,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
     files.require_kept(output, run.needed)
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
-    backbone = clip.rebuild(run.source, run.state(alpha), run.additions)
+    backbone = loading.rebuild(run.source, run.state(alpha), run.additions)
     backbone.require_plain(f"the format {config.format}")
     with files.building(output, config.overwrite) as folder:
         difference = FORMATS[config.format](run, backbone, alpha, folder)

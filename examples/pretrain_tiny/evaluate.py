@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from clipfit.measure.metrics import wilson_interval
-from clipfit.model.clip import load
+from clipfit.model.loading import load
 from clipfit.prompts import prompts
 from icons import Icons
 from probe import CLASSES, STYLES, probe
