@@ -29,6 +29,7 @@ ROOT = HERE.parent.parent
 SHOTS, TEST_MAX = 8, 16
 PER_DRAWING = 3  # pictures of one drawing at most
 LOOKS_ALIKE = 0.93  # correlation above which two icons count as one drawing; well below SAME_DRAWING
+PLAIN_RGB = {"examples/shots"}  # opened with other tools too: some resize the numbers of a palette (open_clip)
 SPARE = {"icon-park-outline", "meteocons"}  # icon-park in black; pictures of weather only
 Icon = tuple[str, str]  # set, name
 
@@ -188,7 +189,8 @@ def write(
     for (part, name, _), (prefix, icon), picture in zip(places, icons, pictures, strict=True):
         path = folder / part / name.replace(" ", "_") / f"{prefix}--{icon}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, optimize=True)
+        stored = picture.convert("RGB") if folder.relative_to(ROOT).as_posix() in PLAIN_RGB else picture
+        stored.save(path, optimize=True)
         labelled.append((f"{part} {name}", picture))
     (folder / "new_classes.txt").write_text("".join(name.replace(" ", "_") + "\n" for name in sorted(task["new"])))
     (folder / "ATTRIBUTION.md").write_text(attribution(icons, f" as a {task['style']}" if "style" in task else ""))
