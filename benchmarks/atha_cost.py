@@ -31,7 +31,7 @@ def random_backbone(edited: bool, device: torch.device) -> Clip:
     source = Source(MODEL, None, "", open_clip.get_model_config(MODEL), open_clip.get_model_preprocess_cfg(model))
     backbone = Clip(model, source, device)
     if edited:
-        backbone.attach(Additions(EditSettings()))
+        backbone = backbone.with_additions(Additions(EditSettings()))
         backbone.edits.start()
     return backbone
 

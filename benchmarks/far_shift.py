@@ -148,7 +148,7 @@ def turn() -> None:
         tokens = model.tokenize(prompts(found.names.values(), Recipe().template))
         for times in (1, 10, 100):
             head, tail = times * usual.head_strength, times * usual.tail_strength
-            model.attach(Additions(replace(usual, head_strength=head, tail_strength=tail)))
+            model = model.with_additions(Additions(replace(usual, head_strength=head, tail_strength=tail)))
             model.edits.start()
             edited, _ = model.encode(images, tokens)
             angles = 2 * ((plain - edited).norm(dim=1) / 2).asin().rad2deg()  # (n,); a cosine near 1 is too coarse

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from clipfit import methods
 from clipfit.config import AdaptConfig, Recipe, settings
 from clipfit.config.lora import LoraSettings
 from clipfit.data.images import Images
 from clipfit.events import StepReport
-from clipfit.methods import Method
+from clipfit.methods import Group, Method, ShotCounts, Task
 from clipfit.model import lora
 from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
@@ -22,15 +21,38 @@ from clipfit.training import loop
 
 
 @dataclass(frozen=True)
-class Plan:
+class Adaptation:
     """A method with its options, how the weights move, and which: all of them, or adapters (LoRA)."""
 
     method: Method
     options: Any
     recipe: Recipe
     adapters: LoraSettings | None
-    shots_per_class: int
+    shots_per_class: int  # of the class that has most
+    seed: int
     learn_context: bool = False
+
+    @classmethod
+    def resolve(
+        cls,
+        method: Method,
+        options: Any,
+        config: AdaptConfig,
+        model_defaults: Mapping[str, Any],
+        counts: Sequence[int],
+    ) -> Adaptation:
+        """Fill in what was not given: from the paper, from the model's own settings, and from the number of shots.
+
+        Args:
+            model_defaults: Source.adapt_defaults. counts: shots of each class.
+        """
+        shots = ShotCounts(max(counts), sum(counts), config.recipe.get("batch_size"))
+        if config.tuning == "full":
+            adapters, lora_recipe = None, None
+        else:
+            adapters, lora_recipe = lora_settings(method, config), method.lora.recipe(shots)
+        recipe = Recipe.resolved(model_defaults, method.name, config.recipe, lora_recipe)
+        return cls(method, options, recipe, adapters, shots.of_largest_class, config.seed, config.context)
 
     @property
     def additions(self) -> Additions:
@@ -52,47 +74,38 @@ class Plan:
             "recipe": asdict(self.recipe),
         }
 
+    def run(
+        self,
+        clip: Clip,
+        names: Sequence[str],
+        images: Images,
+        labels: Sequence[int],
+        pretrained: Mapping[str, torch.Tensor] | None = None,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+    ) -> None:
+        """Adapt a model to images of the classes `names`, in place; adapters are merged into plain weights at the end.
 
-def plan(method: Method, options: Any, config: AdaptConfig, own: Mapping[str, Any], counts: Sequence[int]) -> Plan:
-    """Fill in what was not given: from the paper, from the model's own settings, and from the number of shots.
+        Context vectors are trained as in ATHA's code, by SGD at 2e-3 with momentum 0.9 and decay 5e-4.
 
-    Args:
-        own: the model's own (Source.adapt_defaults). counts: shots of each class.
-    """
-    most = max(counts)
-    if config.tuning == "full":
-        recipe = Recipe.resolved(own, method.name, config.recipe)
-        return Plan(method, options, recipe, None, most, config.context)
-    lora_recipe = method.lora.recipe(most, sum(counts), config.recipe.get("batch_size"))
-    recipe = Recipe.resolved(own, method.name, config.recipe, lora_recipe)
-    return Plan(method, options, recipe, adapters(method, config), most, config.context)
+        Args:
+            pretrained: the model's weights as they are now, where a copy is kept anyway; it is only read.
+
+        Raises:
+            NonFiniteError: a loss is not a finite number. ModelError: a tower without what LoRA adapts.
+        """
+        tokens = clip.tokenize(prompts(names, self.recipe.template))
+        task = Task(clip, tokens, self.tuning, self.shots_per_class, pretrained)
+        objective = self.method.build(task, self.options)
+        context = [] if clip.context is None else [Group({"clipfit.context": clip.context}, 2e-3, 5e-4, momentum=0.9)]
+        with self._adapters_on(clip), loop.deterministic(clip.device):
+            loop.train(clip, objective, images, labels, self.recipe, self.seed, on_step, context)
+
+    def _adapters_on(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
+        if self.adapters is None:
+            return contextlib.nullcontext()
+        return lora.adapted(clip.model, self.adapters, torch.Generator(clip.device).manual_seed(self.seed))
 
 
-def adapters(method: Method, config: AdaptConfig) -> LoraSettings:
+def lora_settings(method: Method, config: AdaptConfig) -> LoraSettings:
     """The method's own under low-rank tuning, but for what is given. Raises UsageError."""
     return replace(method.lora.settings, **settings(LoraSettings, config.lora, "LoRA"))
-
-
-def fit(
-    backbone: Clip,
-    plan: Plan,
-    names: Sequence[str],
-    images: Images,
-    labels: Sequence[int],
-    seed: int,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-) -> None:
-    """Carry it out on images of the classes `names`, in place; adapters are merged into plain weights at the end.
-
-    Context vectors are trained as in ATHA's code, by SGD at 2e-3 with momentum 0.9 and decay 5e-4.
-
-    Raises:
-        NonFiniteError: a loss is not a finite number. ModelError: a tower without what LoRA adapts.
-    """
-    tokens = backbone.tokenize(prompts(names, plan.recipe.template))
-    objective = plan.method.build(methods.Task(backbone, tokens, plan.tuning, plan.shots_per_class), plan.options)
-    beside = [] if backbone.context is None else [methods.Extra([backbone.context], 2e-3, 5e-4, momentum=0.9)]
-    generator = torch.Generator(backbone.device).manual_seed(seed)
-    moving = lora.adapted(backbone.model, plan.adapters, generator) if plan.adapters else contextlib.nullcontext()
-    with moving, loop.deterministic(backbone.device):
-        loop.train(backbone, objective, images, labels, plan.recipe, seed, on_step, beside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, adapt
 from clipfit.cli import app
+from clipfit.methods import METHODS, Objective, Task, Term
+from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
+from clipfit.model.clip import Additions, Clip
+from clipfit.prompts import prompts
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
@@ -140,6 +144,21 @@ class Result:
         assert self.stderr.splitlines()[-1] == errors[0]
         for word in words:
             assert word in errors[0]
+
+
+def task_of(clip: Clip, names: Sequence[str], method: str, **options: Any) -> tuple[Task, Objective]:
+    """A method's objective on the given model, which gets the method's edits where it has some."""
+    configured = METHODS[method].configure(options)
+    if edits := METHODS[method].edits(configured):
+        clip = clip.with_additions(Additions(edits))
+    task = Task(clip, clip.tokenize(prompts(names, "a photo of a {}")))
+    return task, METHODS[method].build(task, configured)
+
+
+def terms_of(objective: Objective, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
+    """An objective's losses of normalised images (B, 3, H, W) and labels (B,)."""
+    batch = Batch.of(images, labels.tolist())
+    return objective.terms(objective.embed(batch), batch)
 
 
 Cli = Callable[..., Result]

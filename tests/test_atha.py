@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from conftest import terms_of
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -15,7 +16,7 @@ from clipfit.measure import scoring
 from clipfit.methods import METHODS, Task
 from clipfit.model import edits as token_edits
 from clipfit.model import loading
-from clipfit.model.clip import Clip
+from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
 from clipfit.runs.record import open_run
 
@@ -25,9 +26,11 @@ NAMES = ["bee", "cow", "dog", "elk"]
 OPTIONS = {"head_ratio": 0.25, "tail_ratio": 0.25, "head_strength": 0.9, "tail_strength": 0.4, "strength_rate": 0.05}
 
 
-def objective_of(backbone, method, **options):
-    task = Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
-    return METHODS[method].build(task, METHODS[method].configure({**OPTIONS, **options}))
+def objective_of(clip, method, **options):
+    """The objective; its `clip` is the given model with the method's edits."""
+    configured = METHODS[method].configure({**OPTIONS, **options})
+    edited = clip.with_additions(Additions(METHODS[method].edits(configured)))
+    return METHODS[method].build(Task(edited, clip.tokenize(prompts(NAMES, "a photo of a {}"))), configured)
 
 
 def batch(labels=(0, 1, 1, 3)):
@@ -47,40 +50,42 @@ def test_these_are_the_methods_that_edit():
 def test_atha_is_cross_entropy_over_all_classes_of_edited_images(vit):
     objective = objective_of(vit, "atha")
     images, labels = batch()
-    value = objective(images, labels)["ce"].value
-    u, t = vit.encode(images, objective.tokens)
+    value = terms_of(objective, images, labels)["ce"].value
+    u, t = objective.clip.encode(images, objective.tokens)
     expected = -(vit.scale * u @ t.T).log_softmax(1)[torch.arange(4), labels].mean()
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
-    scaled = objective_of(vit, "atha", logit_scale=4.0)(images, labels)["ce"].value
+    scaled = terms_of(objective_of(vit, "atha", logit_scale=4.0), images, labels)["ce"].value
     assert scaled.item() == pytest.approx((-(4 * u @ t.T).log_softmax(1)[torch.arange(4), labels].mean()).item())
 
 
 def test_the_strengths_have_a_rate_of_their_own(vit):
-    (extra,) = objective_of(vit, "atha").extra
-    assert list(extra.parameters) == [vit.edits.head, vit.edits.tail]
-    assert extra.learning_rate == 0.05
-    assert (extra.weight_decay, extra.momentum) == (0.0, None)  # AdamW
+    objective = objective_of(vit, "atha")
+    (group,), edits = objective.groups, objective.clip.edits
+    assert group.parameters == {"clipfit.head": edits.head, "clipfit.tail": edits.tail}
+    assert group.learning_rate == 0.05
+    assert (group.weight_decay, group.momentum) == (0.0, None)  # AdamW
     assert METHODS["atha"].configure({}).strength_rate == 1e-3
-    assert vit.edits.head.tolist() == pytest.approx([0, 0.9])  # ⌊7·2/12⌋ = 1
-    assert vit.edits.tail.tolist() == pytest.approx([0.4, 0.4])
+    assert edits.head.tolist() == pytest.approx([0, 0.9])  # ⌊7·2/12⌋ = 1
+    assert edits.tail.tolist() == pytest.approx([0.4, 0.4])
 
 
 def test_dva_sends_no_gradient_to_the_text_tower(vit):
     objective = objective_of(vit, "cite+atha")
-    terms = objective(*batch())
+    terms = terms_of(objective, *batch())
     assert text_gradient(vit, terms["dva"].value) == 0
     assert text_gradient(vit, terms["scl"].value) > 0
-    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(terms["dva"].value, list(vit.edits.parameters())))
+    strengths = list(objective.clip.edits.parameters())
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(terms["dva"].value, strengths))
 
 
 def test_cite_on_edited_images_has_its_three_losses(vit):
     """The value of each from losses written out, the teacher being plain CLIP."""
-    plain = vit.frozen_copy()
+    plain = vit.copied(Additions())
     objective = objective_of(vit, "cite+atha")
     images, labels = batch((0, 1, 2, 3))
-    terms = {name: term.value.item() for name, term in objective(images, labels).items()}
+    terms = {name: term.value.item() for name, term in terms_of(objective, images, labels).items()}
     with torch.no_grad():
-        u, t = vit.encode(images, objective.tokens)
+        u, t = objective.clip.encode(images, objective.tokens)
         teacher_u, teacher_t = plain.encode(images, objective.tokens)
         s, p = vit.scale * u @ t.T, (vit.scale * teacher_u @ teacher_t.T).log_softmax(1)
         at = torch.arange(4)

@@ -105,7 +105,6 @@ def test_the_model_is_in_evaluation_mode_and_its_scale_is_frozen(models, name):
     moving = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
     assert moving == {n for n, _ in backbone.model.named_parameters()} - {"logit_scale"}
     assert backbone.scale.item() == pytest.approx(backbone.model.logit_scale.exp().item())
-    assert not any(p.requires_grad for p in backbone.frozen_copy().model.parameters())
 
 
 def activations(model: torch.nn.Module) -> set[str]:

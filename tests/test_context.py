@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+from clipfit.adaptation import Adaptation
 from clipfit.errors import ModelError
+from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
@@ -22,7 +24,6 @@ from clipfit.training import loop
 
 WORDS = "a photo of a "
 NAMES = ["bee", "red fox", "elk"]
-usual = loop.optimisers_of
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet", "eos", "bidirectional"])
@@ -31,7 +32,7 @@ def test_vectors_start_as_the_words_and_stand_in_their_place(models, name):
     backbone = loading.load(models[name])
     tokens = backbone.tokenize(prompts(NAMES, "a photo of a {}"))
     before = backbone.encode_text(tokens)
-    backbone.attach(Additions(context=WORDS))
+    backbone = backbone.with_additions(Additions(context=WORDS))
     assert backbone.context.shape == (4, 32)
     assert torch.equal(backbone.encode_text(tokens), before)
 
@@ -49,7 +50,7 @@ def test_a_text_tower_that_pools_elsewhere_is_refused(tmp_path):
     """Where its texts end cannot be told, so neither can the number of words."""
     folder = make_model(tmp_path / "last", pool_type="last", no_causal_mask=True)
     with pytest.raises(ModelError, match="pools by 'last': leave --context out"):
-        loading.load(f"local-dir:{folder}").attach(Additions(context=WORDS))
+        loading.load(f"local-dir:{folder}").with_additions(Additions(context=WORDS))
 
 
 @pytest.fixture(params=[("finetune", "full"), ("atha", "lora")], ids="-".join)
@@ -61,7 +62,7 @@ def run(request, split, models, tmp_path):
 
 
 def test_a_run_stores_and_interpolates_them(run, models):
-    words = loading.load(models["vit"])._word_embeddings(WORDS)
+    words = loading.load(models["vit"]).with_additions(Additions(context=WORDS)).context.detach()
     finetuned, ensemble = (load_file(run / f"{name}.safetensors")["clipfit.context"] for name in ("finetuned", "model"))
     assert (finetuned - words).abs().max() > 1e-5
     torch.testing.assert_close(ensemble, 0.75 * words + 0.25 * finetuned, atol=1e-6, rtol=1e-5)
@@ -105,13 +106,14 @@ def test_without_words_before_the_name_there_is_nothing_to_learn(cli, split, mod
     cli(*command, "a super{}").fails(2, "run into the class name")  # tokens of the word and the name are merged
 
 
-def test_they_are_trained_as_in_athas_code(split, models, tmp_path, monkeypatch):
-    optimisers = []
-    monkeypatch.setattr(loop, "optimisers_of", lambda *given: optimisers.extend(given[1]) or usual(*given))
-    config = AdaptConfig(split, "atha", models["vit"], tuning="lora", context=True, output=tmp_path / "run",
-                         recipe={"epochs": 1})  # fmt: skip
-    shape = load_file(adapt(config).run / "model.safetensors")["clipfit.context"].shape
-    strengths, context = optimisers
-    assert [p.shape for p in context.parameters] == [shape]
+def test_they_are_trained_as_in_athas_code(split, models, monkeypatch):
+    config = AdaptConfig(split, "atha", models["vit"], tuning="lora", context=True, recipe={"epochs": 1})
+    seen = []
+    monkeypatch.setattr(loop, "train", lambda *given: seen.extend(given[-1]))
+    method = METHODS["atha"]
+    adaptation = Adaptation.resolve(method, method.configure({}), config, {}, [2, 2, 2])
+    model = loading.load(models["vit"]).with_additions(adaptation.additions)
+    adaptation.run(model, NAMES, [], [])
+    (context,) = seen
+    assert context.parameters == {"clipfit.context": model.context}
     assert (context.learning_rate, context.momentum, context.weight_decay) == (2e-3, 0.9, 5e-4)
-    assert (strengths.learning_rate, strengths.momentum, strengths.weight_decay) == (1e-3, 0.9, 5e-4)

@@ -12,6 +12,7 @@ import pytest
 from conftest import make_classes
 
 from clipfit import EpisodesConfig, episodes
+from clipfit.adaptation import Adaptation
 from clipfit.errors import DataError, UsageError
 from clipfit.measure.metrics import estimate
 from clipfit.verbs import episodes as module
@@ -181,8 +182,13 @@ def test_settings_of_what_is_compared():
 
 
 def test_every_episode_has_a_seed_of_its_own(models, place, tmp_path, monkeypatch):
-    seeds, usual = [], module.fit
-    monkeypatch.setattr(module, "fit", lambda *given: seeds.append(given[5]) or usual(*given))
+    seeds, usual = [], Adaptation.run
+
+    def watched(self, *given):
+        seeds.append(self.seed)
+        usual(self, *given)
+
+    monkeypatch.setattr(Adaptation, "run", watched)
     told = {"model": models["vit"], "way": 2, "shots": (1,), "query": 2, "episodes": 3, "seed": 40}
     episodes(EpisodesConfig(place, tmp_path, ("finetune", "cite"), **told))
     assert seeds == [40, 40, 41, 41, 42, 42]

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit import AdaptConfig
-from clipfit import adaptation as plan
+from clipfit.adaptation import Adaptation
 from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError, UsageError
 from clipfit.methods import METHODS
 from clipfit.model import loading, lora
+from clipfit.model.clip import Additions
 from clipfit.model.lora import LoraAttention
 from clipfit.prompts import prompts
 
@@ -99,9 +100,10 @@ def test_only_the_adapters_change(models, method):
     before = {n: p.clone() for n, p in backbone.model.named_parameters()}
     chosen = METHODS[method]
     config = AdaptConfig(Path("x"), method, tuning="lora", recipe={"epochs": 2, "batch_size": 4})
-    made = plan.plan(chosen, chosen.configure({}), config, {}, [2, 2, 2])
+    made = Adaptation.resolve(chosen, chosen.configure({}), config, {}, [2, 2, 2])
     images = [pil_to_tensor(picture(k)) for k in range(6)]
-    plan.fit(backbone, made, NAMES, images, [0, 0, 1, 1, 2, 2], seed=0)
+    backbone = backbone.with_additions(made.additions)
+    made.run(backbone, NAMES, images, [0, 0, 1, 1, 2, 2])
     after = dict(backbone.model.named_parameters())
     assert after.keys() == before.keys()
     changed = {n for n in before if not torch.equal(before[n], after[n])}
@@ -113,7 +115,7 @@ def test_only_the_adapters_change(models, method):
 def test_the_papers_settings():
     def planned(name, counts, **given):
         config = AdaptConfig(Path("x"), name, tuning="lora", lora=given)
-        return plan.plan(METHODS[name], METHODS[name].configure({}), config, {"recipe": {"epochs": 3}}, counts)
+        return Adaptation.resolve(METHODS[name], METHODS[name].configure({}), config, {"recipe": {"epochs": 3}}, counts)
 
     atha = planned("atha", [5] * 5)
     assert (atha.adapters, atha.recipe.batch_size, atha.recipe.epochs) == (LoraSettings(16, 8.0, 0.25), 25, 100)
@@ -132,7 +134,7 @@ def test_the_papers_settings_end_where_the_papers_end():
 
     def planned(name, counts, **recipe):
         config = AdaptConfig(Path("x"), name, tuning="lora", recipe=recipe)
-        return plan.plan(METHODS[name], METHODS[name].configure({}), config, {}, counts).recipe
+        return Adaptation.resolve(METHODS[name], METHODS[name].configure({}), config, {}, counts).recipe
 
     assert (planned("atha", [150] * 20).batch_size, planned("atha", [150] * 20).epochs) == (128, 100)
     assert planned("cite+atha", [150] * 20).batch_size == 128
@@ -153,31 +155,32 @@ def test_the_adapters_start_as_a_linear_layer_does(vit):
 def test_atha_under_lora_has_a_low_scale_and_strengths_under_sgd(vit, per_class, scale):
     from clipfit.methods import Task
 
+    vit = vit.with_additions(Additions(METHODS["atha"].edits(METHODS["atha"].configure({}))))
     task = Task(vit, vit.tokenize(NAMES), "lora", per_class)
     objective = METHODS["atha"].build(task, METHODS["atha"].configure({}))
-    assert objective.scale.item() == scale
-    (strengths,) = objective.extra
+    assert objective.scale == scale
+    (strengths,) = objective.groups
     assert (strengths.learning_rate, strengths.momentum, strengths.weight_decay) == (1e-3, 0.9, 5e-4)
     full = METHODS["atha"].build(Task(vit, vit.tokenize(NAMES)), METHODS["atha"].configure({}))
     assert full.scale == vit.scale
-    assert full.extra[0].momentum is None
+    assert full.groups[0].momentum is None
 
 
 def test_sgd_moves_the_strengths_as_sgd_does(vit):
-    """Two steps of SGD with momentum and decay, by hand, at a constant gradient."""
+    """Two steps of SGD with momentum and decay, by hand, at a constant gradient and an annealed rate."""
     from clipfit.config import Recipe
-    from clipfit.methods import Extra
-    from clipfit.training.loop import optimisers_of
+    from clipfit.methods import Group
+    from clipfit.training.state import Trained
 
     strengths = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    adamw, sgd = optimisers_of(vit, [Extra([strengths], 0.1, weight_decay=0.01, momentum=0.9)], Recipe())
-    assert (type(adamw), type(sgd)) == (torch.optim.AdamW, torch.optim.SGD)
+    group = Group({"strengths": strengths}, 0.1, weight_decay=0.01, momentum=0.9)
+    trained = Trained.of(vit, [group], Recipe())
     value, speed, gradient = torch.tensor([1.0, -2.0]), torch.zeros(2), torch.tensor([0.5, 0.25])
-    for _ in range(2):
+    for annealed in (1.0, 0.5):
         strengths.grad = gradient.clone()
-        sgd.step()
+        trained.step(annealed)
         speed = 0.9 * speed + gradient + 0.01 * value
-        value = value - 0.1 * speed
+        value = value - 0.1 * annealed * speed
     torch.testing.assert_close(strengths.detach(), value)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import test_losses
 import torch
 import torch.nn.functional as F
+from conftest import terms_of
 from open_clip.loss import ClipLoss
 from test_losses import naive_scl, naive_vld
 
 from clipfit.methods import METHODS, Task
 from clipfit.model import loading
+from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
 
 # as there, but with gaps: which classes are in a batch is not how many
@@ -34,7 +37,7 @@ def task_in_double(model: str) -> Task:
 
 def batch(task: Task, labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     noise = torch.rand(
-        len(labels), 3, *task.backbone.image_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        len(labels), 3, *task.clip.image_size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     return noise * 4 - 2, torch.tensor(labels)
 
@@ -57,7 +60,7 @@ def gradients(value: torch.Tensor, parameters) -> torch.Tensor:
 
 
 def extra(objective):
-    return [p for part in objective.extra for p in part.parameters]
+    return [p for group in objective.groups for p in group.parameters.values()]
 
 
 @pytest.mark.usefixtures("doubles")
@@ -67,7 +70,7 @@ def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, 
     """Value and the gradient by every weight: texts once a class and cut short, against B full-length texts."""
     task = task_in_double(models["vit"])
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({"literal_scl": literal}))
-    model, teacher = task.backbone.model, copy.deepcopy(task.backbone.model)
+    model, teacher = task.clip.model, copy.deepcopy(task.clip.model)
     perturb(model.parameters())  # away from the first step, where L_VLD is flat
     perturb([objective.classifier], seed=3)
     images, y = batch(task, labels)
@@ -84,7 +87,7 @@ def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, 
     scl, vld = naive_scl(u, texts, labels, literal), naive_vld(u, texts, teacher_u, teacher_texts)
     naive = dva + 0.7 * scl + 0.1 * vld
 
-    terms = objective(images, y)
+    terms = terms_of(objective, images, y)
     assert {name: term.value.item() for name, term in terms.items()} == pytest.approx(
         {"dva": dva.item(), "scl": scl.item(), "vld": vld.item()}, rel=1e-9
     )
@@ -98,9 +101,9 @@ def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, 
 def test_a_batch_of_one_class_moves_by_dva_alone(models, literal):
     task = task_in_double(models["vit"])
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({"literal_scl": literal}))
-    perturb(task.backbone.model.parameters())
-    terms = objective(*batch(task, [2, 2, 2]))
-    parameters = [*(p for p in task.backbone.model.parameters() if p.requires_grad), *extra(objective)]
+    perturb(task.clip.model.parameters())
+    terms = terms_of(objective, *batch(task, [2, 2, 2]))
+    parameters = [*(p for p in task.clip.model.parameters() if p.requires_grad), *extra(objective)]
     assert terms["scl"].value.item() == 0
     assert terms["vld"].value.item() == 0
     expected = gradients(terms["dva"].value, parameters)
@@ -110,22 +113,23 @@ def test_a_batch_of_one_class_moves_by_dva_alone(models, literal):
 
 def test_cite_in_float32_agrees_too(vit):
     """The encoders as they are used, without any patch: ‖g − g′‖ / ‖g‖ ≤ 1e-5."""
-    labels = BATCHES["repeated"]
+    labels, pretrained = BATCHES["repeated"], copy.deepcopy(vit.model)
     task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
     perturb(vit.model.parameters())
     images, y = batch(task, labels)
     images = images.float()
     parameters = [*(p for p in vit.model.parameters() if p.requires_grad), *extra(objective)]
-    ours = gradients(total(objective(images, y)), parameters)
+    ours = gradients(total(terms_of(objective, images, y)), parameters)
 
     double = copy.deepcopy(vit.model).double()
     classifier = objective.classifier.detach().double().requires_grad_()
-    teacher = objective.teacher.model.double()
+    teacher = objective.teacher.visual.double()
+    before = pretrained.double()
     u, texts = double.encode_image(images.double(), normalize=True), double.encode_text(task.tokens[y], normalize=True)
     with torch.no_grad():
-        teacher_u = teacher.encode_image(images.double(), normalize=True)
-        teacher_t = teacher.encode_text(task.tokens[y], normalize=True)
+        teacher_u = F.normalize(teacher(images.double()), dim=1)
+        teacher_t = before.encode_text(task.tokens[y], normalize=True)
     s = double.logit_scale.exp().detach()
     similarity = s * u @ texts.T
     other = y[:, None] != y[None, :]
@@ -147,7 +151,7 @@ def test_cite_starts_at_the_zero_shot_cross_entropy_and_without_distillation(mod
     task = Task(backbone, backbone.tokenize(prompts(NAMES, "a photo of a {}")))
     images, y = batch(task, BATCHES["repeated"])
     images = images.float()
-    terms = METHODS["cite"].build(task, METHODS["cite"].configure({}))(images, y)
+    terms = terms_of(METHODS["cite"].build(task, METHODS["cite"].configure({})), images, y)
     with torch.no_grad():
         logits = backbone.model.get_logits(images, task.tokens)[0]
     assert terms["dva"].value.item() == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
@@ -159,7 +163,7 @@ def test_dva_sends_no_gradient_into_the_text_tower(vit):
     task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({"scl_weight": 0.0, "vld_weight": 0.0}))
     images, y = batch(task, [0, 1, 2])
-    objective(images.float(), y)["dva"].value.backward()
+    terms_of(objective, images.float(), y)["dva"].value.backward()
     assert vit.model.visual.conv1.weight.grad.norm() > 0
     assert objective.classifier.grad.norm() > 0
     text = [p for n, p in vit.model.named_parameters() if not n.startswith("visual.") and n != "logit_scale"]
@@ -170,11 +174,11 @@ def test_the_teacher_is_not_the_student(vit):
     task = Task(vit, vit.tokenize(prompts(NAMES, "a photo of a {}")))
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
     images, y = batch(task, [0, 1, 2, 1])
-    before = {name: p.clone() for name, p in objective.teacher.model.named_parameters()}
+    before = {name: p.clone() for name, p in objective.teacher.visual.named_parameters()}
     perturb(vit.model.parameters())
-    total(terms := objective(images.float(), y)).backward()
+    total(terms := terms_of(objective, images.float(), y)).backward()
     assert terms["vld"].value.item() > 1e-4
-    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in objective.teacher.model.named_parameters())
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in objective.teacher.visual.named_parameters())
 
 
 @pytest.mark.usefixtures("doubles")
@@ -182,12 +186,12 @@ def test_the_teacher_is_not_the_student(vit):
 def test_flyp_is_clips_loss_over_b_full_length_texts(models, labels):
     task = task_in_double(models["vit"])
     images, y = batch(task, labels)
-    model = task.backbone.model
+    model = task.clip.model
     objective = METHODS["flyp"].build(task, METHODS["flyp"].configure({}))
     u, t, scale = model(images, task.tokens[y])[:3]
     parameters = [p for p in model.parameters() if p.requires_grad]
     expected = gradients(ClipLoss()(u, t, scale), parameters)
-    ours = gradients(total(objective(images, y)), parameters)
+    ours = gradients(total(terms_of(objective, images, y)), parameters)
     assert ((ours - expected).norm() / expected.norm()).item() <= 1e-9
 
 
@@ -195,10 +199,10 @@ def test_flyp_is_clips_loss_over_b_full_length_texts(models, labels):
 def test_finetune_is_the_cross_entropy_of_open_clips_logits(models):
     task = task_in_double(models["vit"])
     images, y = batch(task, BATCHES["repeated"])
-    model = task.backbone.model
+    model = task.clip.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     expected = gradients(F.cross_entropy(model.get_logits(images, task.tokens)[0], y), parameters)
-    ours = gradients(total(METHODS["finetune"].build(task, None)(images, y)), parameters)
+    ours = gradients(total(terms_of(METHODS["finetune"].build(task, None), images, y)), parameters)
     assert ((ours - expected).norm() / expected.norm()).item() <= 1e-9
 
 
@@ -207,12 +211,14 @@ def test_finetune_is_the_cross_entropy_of_open_clips_logits(models):
 def test_the_order_of_the_classes_changes_nothing(models, method):
     """Every method of the table, away from its start; W moves with its class."""
     task = task_in_double(models["vit"])
+    if edits := method.edits(method.configure({})):
+        task = replace(task, clip=task.clip.with_additions(Additions(edits)))
     images, y = batch(task, BATCHES["repeated"])
     order = torch.tensor([3, 0, 4, 1, 2])  # new place of each class
-    other = Task(task.backbone, task.tokens[order.argsort()])
+    other = Task(task.clip, task.tokens[order.argsort()])
     first, second = (method.build(t, method.configure({})) for t in (task, other))
-    perturb(task.backbone.model.parameters())
-    before, after = total(first(images, y)), total(second(images, order[y]))
+    perturb(task.clip.model.parameters())
+    before, after = total(terms_of(first, images, y)), total(terms_of(second, images, order[y]))
     assert after.item() == pytest.approx(before.item(), rel=1e-10)
-    wrong = total(second(images, y))
+    wrong = total(terms_of(second, images, y))
     assert abs(wrong.item() - before.item()) > 1e-3  # so that the equality above says something

@@ -143,13 +143,14 @@ def test_an_unknown_inverse():
 
 def test_only_a_vision_transformer_has_patch_tokens(models):
     with pytest.raises(ModelError, match="ModifiedResNet: take a ViT"):
-        loading.load(models["resnet"]).attach(Additions(EditSettings()))
+        loading.load(models["resnet"]).with_additions(Additions(EditSettings()))
 
 
 def started(backbone):
-    backbone.attach(Additions(STRONG))
-    backbone.edits.start()
-    return backbone.edits
+    """The model with strong edits in effect."""
+    edited = backbone.with_additions(Additions(STRONG))
+    edited.edits.start()
+    return edited
 
 
 def images_and_texts(backbone):
@@ -163,7 +164,7 @@ def test_attached_but_not_started_nothing_changes_to_the_bit(models, name):
     x, tokens = images_and_texts(backbone)
     with torch.no_grad():
         before = backbone.encode(x, tokens)
-        backbone.attach(Additions(STRONG))
+        backbone = backbone.with_additions(Additions(STRONG))
         after = backbone.encode(x, tokens)
         assert all(map(torch.equal, before, after))
         backbone.edits.start()
@@ -175,7 +176,7 @@ def test_the_whole_forward_pass_is_that_of_a_naive_one(models, name):
     """open_clip's modules, called one by one in float64, with the naive edit before every block."""
     backbone = loading.load(models[name])
     x, tokens = images_and_texts(backbone)
-    started(backbone)
+    backbone = started(backbone)
     with torch.no_grad():
         u, t = backbone.encode(x, tokens)
 
@@ -199,7 +200,7 @@ def test_the_whole_forward_pass_is_that_of_a_naive_one(models, name):
 
 def test_the_class_token_is_never_touched_and_no_token_comes_or_goes(vit):
     x, tokens = images_and_texts(vit)
-    started(vit)
+    vit = started(vit)
     came: list[torch.Tensor] = []  # before the edit
     went: list[torch.Tensor] = []  # after it
     blocks = vit.model.visual.transformer.resblocks
@@ -219,7 +220,7 @@ def test_the_class_token_is_never_touched_and_no_token_comes_or_goes(vit):
 
 def test_hooks_are_gone_after_a_forward_pass(vit):
     x, tokens = images_and_texts(vit)
-    started(vit)
+    vit = started(vit)
     vit.encode(x, tokens)
     assert all(not block._forward_pre_hooks for block in vit.model.visual.transformer.resblocks)
 
@@ -229,7 +230,7 @@ def test_images_without_their_candidates_are_refused(vit):
     z = torch.zeros(2, 64)
     with pytest.raises(ValueError, match="class tokens"):
         vit.encode_image(x, z)
-    vit.attach(Additions(STRONG))
+    vit = vit.with_additions(Additions(STRONG))
     with pytest.raises(ValueError, match="class tokens"):
         vit.encode_image(x)
     assert vit.read(tokens).class_tokens.shape == (5, 64)
@@ -237,7 +238,7 @@ def test_images_without_their_candidates_are_refused(vit):
 
 def test_permuting_the_classes_permutes_nothing_else(vit):
     x, tokens = images_and_texts(vit)
-    started(vit)
+    vit = started(vit)
     order = torch.tensor([3, 0, 4, 1, 2])
     with torch.no_grad():
         u, t = vit.encode(x, tokens)
@@ -248,14 +249,15 @@ def test_permuting_the_classes_permutes_nothing_else(vit):
 
 def test_features_depend_on_the_candidates(vit):
     x, tokens = images_and_texts(vit)
-    started(vit)
+    vit = started(vit)
     with torch.no_grad():
         assert not torch.allclose(vit.encode(x, tokens)[0], vit.encode(x, tokens[:2])[0], atol=1e-3)
 
 
 def test_strengths_have_the_gradient_of_finite_differences(vit):
     x, tokens = images_and_texts(vit)
-    edits = started(vit)
+    vit = started(vit)
+    edits = vit.edits
     target = torch.tensor([0, 1, 2, 3])
 
     def loss() -> torch.Tensor:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
-from conftest import make_classes
+from conftest import make_classes, task_of
 
 from clipfit import NonFiniteError, Recipe
 from clipfit.data import layout
 from clipfit.data.images import ImageStore
 from clipfit.events import StepReport
-from clipfit.methods import METHODS, Extra, Task, Term
+from clipfit.methods import METHODS, Embeddings, Group, Term
+from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
-from clipfit.prompts import prompts
 from clipfit.training import loop
+from clipfit.training.state import Trained
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
 
@@ -32,10 +32,9 @@ def shots(tmp_path_factory) -> tuple[ImageStore, list[int], list[str]]:
 def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe = RECIPE):
     """A trained backbone and the reports of its steps."""
     images, labels, names = shots
-    backbone = loading.load(model)
-    task = Task(backbone, backbone.tokenize(prompts(names, recipe.template)))
+    task, objective = task_of(loading.load(model), names, method)
+    backbone = task.clip
     reports: list[StepReport] = []
-    objective = METHODS[method].build(task, METHODS[method].configure({}))
     loop.train(backbone, objective, images, labels, recipe, seed, reports.append)
     return backbone, reports
 
@@ -83,16 +82,6 @@ def test_the_learning_rate_falls_along_a_cosine_to_nothing(models, shots):
     assert reports[4].learning_rate == pytest.approx(5e-4)
 
 
-def test_the_rate_in_the_report_is_the_rate_that_is_used(models, shots, monkeypatch):
-    used: list[set[float]] = []
-    step = torch.optim.AdamW.step
-    monkeypatch.setattr(
-        torch.optim.AdamW, "step", lambda self: used.append({g["lr"] for g in self.param_groups}) or step(self)
-    )
-    reports = run(models["vit"], shots)[1]
-    assert used == [{r.learning_rate} for r in reports]
-
-
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_what_torch_was_told_of_determinism_is_restored(mode):
     before = torch.get_deterministic_debug_mode()
@@ -108,24 +97,48 @@ def test_what_torch_was_told_of_determinism_is_restored(mode):
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_decay_is_for_matrices_only(models, name):
-    backbone = loading.load(models[name])
-    task = Task(backbone, backbone.tokenize(["a", "b"]))
-    objective = METHODS["cite"].build(task, METHODS["cite"].configure({}))
-    decayed, *free = loop.parameter_groups(backbone, objective.extra, Recipe(weight_decay=0.2))
-    names = {p: n for n, p in backbone.model.named_parameters()}
-    assert [decayed["weight_decay"], *(group["weight_decay"] for group in free)] == [0.2, 0.0, 0.0]
-    decayed_names = {names[p] for p in decayed["params"]}
-    free_parameters = [p for group in free for p in group["params"]]
-    free_names = {names.get(p, "classifier") for p in free_parameters}
-    assert objective.classifier in set(free_parameters)
-    assert "logit_scale" not in decayed_names | free_names
-    assert decayed_names | free_names == set(names.values()) - {"logit_scale"} | {"classifier"}
-    kinds = {n: type(m) for n, m in backbone.model.named_modules()}
-    for n in decayed_names:
+    """AdamW moves a parameter without gradient by its decay alone: θ·(1 − rate·decay)."""
+    clip = loading.load(models[name])
+    trained = Trained.of(clip, [], Recipe(learning_rate=0.1, weight_decay=0.2))
+    before = {name: p.detach().clone() for name, p in trained.parameters.items()}
+    for p in trained.parameters.values():
+        p.grad = torch.zeros_like(p)
+    trained.step(1.0)
+    decayed = {n for n, p in trained.parameters.items() if torch.equal(p, before[n] * (1 - 0.1 * 0.2))}
+    still = {n for n, p in trained.parameters.items() if torch.equal(p, before[n])}
+    zeros = {n for n, p in before.items() if not p.any()}
+    assert decayed | still == trained.parameters.keys() == dict(clip.model.named_parameters()).keys() - {"logit_scale"}
+    kinds = {n: type(m) for n, m in clip.model.named_modules()}
+    for n in decayed - zeros:
         assert not n.endswith("bias")
         assert "Norm" not in kinds[n.rpartition(".")[0]].__name__
-    assert {"token_embedding.weight", "text_projection", "transformer.resblocks.0.mlp.c_fc.weight"} <= decayed_names
-    assert {"ln_final.weight", "ln_final.bias", "transformer.resblocks.0.attn.in_proj_bias"} <= free_names
+    assert {"token_embedding.weight", "text_projection", "transformer.resblocks.0.mlp.c_fc.weight"} <= decayed - still
+    assert {"ln_final.weight", "transformer.resblocks.0.attn.in_proj_bias"} <= still
+
+
+def moved_by(group: Group, gradient: float, annealed: list[float]) -> float:
+    """How far a parameter moves from 1 under a constant gradient, among groups of other rates."""
+    (parameter,) = group.parameters.values()
+    other = Group({"other": torch.nn.Parameter(torch.ones(()))})
+    trained = Trained([other, group], usual_rate=0.5)
+    for factor in annealed:
+        parameter.grad = torch.tensor(gradient)
+        trained.step(factor)
+    return 1 - parameter.item()
+
+
+def test_a_group_has_its_own_rate_and_every_rate_is_annealed():
+    """By hand: AdamW's steps under a constant gradient are its rate; SGD's are rate · gradient."""
+
+    def one(**how: float) -> Group:
+        return Group({"it": torch.nn.Parameter(torch.ones(()))}, **how)
+
+    assert moved_by(one(), 3.0, [1.0]) == pytest.approx(0.5, rel=1e-5)
+    assert moved_by(one(learning_rate=0.01), 3.0, [1.0]) == pytest.approx(0.01, rel=1e-5)
+    assert moved_by(one(learning_rate=0.01), 3.0, [1.0, 0.5]) == pytest.approx(0.015, rel=1e-4)
+    assert moved_by(one(learning_rate=0.01, momentum=0.0), 3.0, [1.0]) == pytest.approx(0.03, rel=1e-5)
+    assert moved_by(one(learning_rate=0.01, momentum=0.0), 3.0, [1.0, 0.5]) == pytest.approx(0.045, rel=1e-5)
+    assert moved_by(one(momentum=0.0), 0.1, [1.0]) == pytest.approx(0.05, rel=1e-5)
 
 
 def test_both_towers_and_nothing_frozen_move(models, shots):
@@ -149,12 +162,15 @@ def test_batch_norm_statistics_stay_as_pre_trained(models, shots):
 class Scripted:
     """An objective whose total is written beforehand."""
 
-    extra: Sequence[Extra] = ()
+    groups: tuple[Group, ...] = ()
 
-    def __init__(self, backbone: clip.Clip, factors: list[float]):
-        self.weight, self.factors = backbone.model.ln_final.weight, iter(factors)
+    def __init__(self, model: clip.Clip, factors: list[float]):
+        self.weight, self.factors = model.model.ln_final.weight, iter(factors)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
+    def embed(self, batch: Batch) -> Embeddings:
+        return Embeddings(batch.images, batch.images)
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         value = self.weight.sum() * next(self.factors)
         return {"a": Term(2.0, value), "b": Term(0.5, value)}
 

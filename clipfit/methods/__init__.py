@@ -6,13 +6,13 @@ import difflib
 
 from clipfit.errors import UsageError
 from clipfit.methods import atha, cite, cite_atha, finetune, flyp
-from clipfit.methods.base import Extra, Method, Objective, Task, Term
+from clipfit.methods.base import Embeddings, Group, Method, Objective, ShotCounts, Task, Term
 
 METHODS: dict[str, Method] = {
     m.name: m for m in (cite.METHOD, atha.METHOD, cite_atha.METHOD, finetune.METHOD, flyp.METHOD)
 }
 
-__all__ = ["METHODS", "Extra", "Method", "Objective", "Task", "Term", "find"]
+__all__ = ["METHODS", "Embeddings", "Group", "Method", "Objective", "ShotCounts", "Task", "Term", "find"]
 
 
 def find(name: str) -> Method:

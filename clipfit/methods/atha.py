@@ -6,17 +6,18 @@ The edits themselves are in token_edits.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
 
 from clipfit.config.edits import EditSettings
 from clipfit.errors import UsageError
-from clipfit.methods.base import Extra, LoraDefaults, Method, Task, Term
-from clipfit.model.clip import Additions
+from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, ShotCounts, Task, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipfit.methods.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -42,46 +43,52 @@ def edit_settings(options: AthaOptions) -> EditSettings:
     return EditSettings(**{f.name: getattr(options, f.name) for f in fields(EditSettings)})
 
 
-def started_strengths(task: Task, options: AthaOptions) -> Extra:
+def started_strengths(task: Task, options: AthaOptions) -> Group:
     """Strengths at their initial values, to be trained at a rate of their own; by SGD under LoRA, as in the paper."""
-    if task.backbone.edits is None:
-        task.backbone.attach(Additions(edit_settings(options)))
-    edits = task.backbone.edits
-    assert edits is not None
+    edits = task.clip.edits
+    assert edits is not None, "the model of a method that edits tokens is built with its edits"
     edits.start()
+    parameters = {"clipfit.head": edits.head, "clipfit.tail": edits.tail}
     if task.tuning == "lora":
-        return Extra(list(edits.parameters()), options.strength_rate, weight_decay=5e-4, momentum=0.9)
-    return Extra(list(edits.parameters()), options.strength_rate)
+        return Group(parameters, options.strength_rate, weight_decay=5e-4, momentum=0.9)
+    return Group(parameters, options.strength_rate)
 
 
-def paper_scale(task: Task) -> torch.Tensor:
-    """The logits' scale where none is given."""
+def logit_scale(task: Task, options: AthaOptions) -> Tensor | float:
+    """The logits' scale: the one asked for, else τ⁻¹ under full fine-tuning and the paper's 4 or 2 under LoRA."""
+    if options.logit_scale is not None:
+        return options.logit_scale
     if task.tuning == "full":
-        return task.backbone.scale
-    return torch.tensor(2.0 if task.shots_per_class == 1 else 4.0)
+        return task.clip.scale
+    return 2.0 if task.shots_per_class == 1 else 4.0
 
 
-def paper_lora(_most: int, total: int, _batch: int | None) -> Mapping[str, Any]:
+def paper_lora(counts: ShotCounts) -> Mapping[str, Any]:
     """The paper's recipe: 100 epochs, the whole support set in one step.
 
     Images are not cropped at random but seen as in evaluation: of one that is not square, its middle (the paper resizes
     it to a square). Beyond 128 shots, more than the paper ever has, steps are batches.
     """
     whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
-    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": min(total, 128), "epochs": 100, **whole}
+    return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": min(counts.in_all, 128), "epochs": 100, **whole}
 
 
 class Atha:
     """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, u_i edited towards and away from those classes."""
 
     def __init__(self, task: Task, options: AthaOptions):
-        self.backbone, self.tokens = task.backbone, task.tokens
-        self.extra: Sequence[Extra] = (started_strengths(task, options),)
-        self.scale = paper_scale(task) if options.logit_scale is None else torch.tensor(options.logit_scale)
+        self.clip, self.tokens = task.clip, task.tokens
+        self.groups: tuple[Group, ...] = (started_strengths(task, options),)
+        self.scale = logit_scale(task, options)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        u, t = self.backbone.encode(images, self.tokens)  # (B, D), (C, D)
-        return {"ce": Term(1.0, F.cross_entropy(self.scale.to(u) * u @ t.T, labels))}
+    def embed(self, batch: Batch) -> Embeddings:
+        u, t = self.clip.encode(batch.images, self.tokens)  # (B, D), (C, D)
+        return Embeddings(u, t)
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        from torch.nn.functional import cross_entropy
+
+        return {"ce": Term(1.0, cross_entropy(self.scale * e.u @ e.t.T, batch.labels))}
 
 
 METHOD = Method(

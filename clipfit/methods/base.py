@@ -1,57 +1,81 @@
-"""What a method is: a name, options of its own, and a function that builds its objective."""
+"""What a method is: a name, options of its own, and an objective in two steps, `embed` and `terms`.
+
+Nothing here imports torch when it is imported: the command line reads the methods' options.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from clipfit.config import settings
 from clipfit.config.edits import EditSettings
 from clipfit.config.lora import LoraSettings
-from clipfit.model.clip import Clip
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+    from clipfit.methods.batch import Batch
+    from clipfit.model.clip import Clip
 
 
 @dataclass(frozen=True)
 class Task:
     """What a method is given: the model in training, the texts of all C base classes, and how the weights move."""
 
-    backbone: Clip
-    tokens: torch.Tensor  # (C, context length) int64
+    clip: Clip
+    tokens: Tensor  # (C, context length) int64
     tuning: str = "full"  # or "lora"
     shots_per_class: int = 16  # of the class that has most
+    pretrained: Mapping[str, Tensor] | None = None  # the pre-trained weights, where they are kept anyway
+
+
+class Embeddings(NamedTuple):
+    """What the towers make of a batch. Everything is unit norm, float32, and row by row a function of its own input.
+
+    u: (B, D) of the images. t: (C, D) of all classes' texts, or (U, D) of those in the batch, as the method says.
+    teacher_u: (B, D) of the same images by the pre-trained model. dva_u: (B, D), u for L_DVA where it differs.
+    """
+
+    u: Tensor
+    t: Tensor
+    teacher_u: Tensor | None = None
+    dva_u: Tensor | None = None
 
 
 class Term(NamedTuple):
     """One named part of an objective; what is minimised is the sum of weight · value."""
 
     weight: float
-    value: torch.Tensor  # scalar
+    value: Tensor  # scalar
 
 
 @dataclass(frozen=True)
-class Extra:
-    """Parameters beyond the CLIP's own; learning_rate None: the recipe's; momentum: SGD's, None: AdamW."""
+class Group:
+    """Parameters, by name, that are trained beside the CLIP's own, and how.
 
-    parameters: Sequence[torch.nn.Parameter]
+    learning_rate None: the recipe's. momentum: that of SGD; None: AdamW.
+    """
+
+    parameters: Mapping[str, Parameter]
     learning_rate: float | None = None
     weight_decay: float = 0.0
     momentum: float | None = None
-
-    def rate(self, usual: float) -> float:
-        """Its learning rate, where the recipe's is `usual`."""
-        return usual if self.learning_rate is None else self.learning_rate
 
 
 class Objective(Protocol):
     """Losses of a batch, and what is trained beside the CLIP."""
 
-    extra: Sequence[Extra]
+    @property
+    def groups(self) -> tuple[Group, ...]: ...
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        """Normalised images (B, 3, H, W), labels (B,) int64 → terms by name."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """All that needs the towers, the teacher's included."""
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        """The losses, by name: functions of embeddings, labels and the method's own parameters."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,16 @@ class LoraDefaults:
     """
 
     settings: LoraSettings = field(default_factory=LoraSettings)
-    recipe: Callable[[int, int, int | None], Mapping[str, Any]] = lambda most, total, batch: {"learning_rate": 2e-4}
+    recipe: Callable[[ShotCounts], Mapping[str, Any]] = lambda counts: {"learning_rate": 2e-4}
+
+
+@dataclass(frozen=True)
+class ShotCounts:
+    """What a recipe may depend on. `batch_size`: None where none is asked for."""
+
+    of_largest_class: int
+    in_all: int
+    batch_size: int | None
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from clipfit.errors import UsageError
-from clipfit.losses import similarity_distillation, supervised_contrastive, visual_text_alignment
-from clipfit.methods.base import Extra, Method, Task, Term
+from clipfit.methods.base import Embeddings, Group, Method, Task, Term
+
+if TYPE_CHECKING:
+    from clipfit.methods.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,30 @@ class Cite:
     """L = L_DVA + λ·L_SCL + η·L_VLD (eq. 6)."""
 
     def __init__(self, task: Task, options: CiteOptions):
-        self.backbone, self.options, self.tokens = task.backbone, options, task.tokens
-        self.teacher = task.backbone.frozen_copy()
-        with torch.no_grad():
-            self.teacher_text = self.teacher.encode_text(task.tokens)  # (C, D)
-        self.classifier = torch.nn.Parameter(self.teacher_text.clone())  # W, starts as the zero-shot classifier
-        self.extra: Sequence[Extra] = (Extra([self.classifier]),)
+        import torch
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        present = labels.unique()  # (U,)
-        u = self.backbone.encode_image(images)  # (B, D)
-        t = self.backbone.encode_text(self.tokens[present])  # (U, D)
-        return self.terms(images, labels, u, u, t)
+        from clipfit.model.clip import FrozenImageTower
 
-    def terms(
-        self, images: torch.Tensor, labels: torch.Tensor, u: torch.Tensor, dva_u: torch.Tensor, t: torch.Tensor
-    ) -> dict[str, Term]:
-        """The three losses of embeddings u (B, D), dva_u (B, D) for L_DVA, and t (U, D) of the batch's classes."""
-        scale = self.backbone.scale
-        present, classes, counts = labels.unique(return_inverse=True, return_counts=True)  # (U,), (B,), (U,)
+        self.clip, self.options, self.tokens = task.clip, options, task.tokens
+        self.teacher = FrozenImageTower(task.clip, task.pretrained)
         with torch.no_grad():
-            teacher_u = self.teacher.encode_image(images)  # (B, D), the same augmented images
-        dva = visual_text_alignment(dva_u, self.classifier, labels, scale)
-        scl = supervised_contrastive(u, t, classes, scale, positive_in_denominator=not self.options.literal_scl)
-        vld = similarity_distillation(u, t, teacher_u, self.teacher_text[present], counts, scale)
+            self.teacher_t = task.clip.encode_text(task.tokens)  # (C, D)
+        self.classifier = torch.nn.Parameter(self.teacher_t.clone())  # W, starts as the zero-shot classifier
+        self.groups: tuple[Group, ...] = (Group({"cite.classifier": self.classifier}),)
+
+    def embed(self, batch: Batch) -> Embeddings:
+        u = self.clip.encode_image(batch.images)  # (B, D)
+        t = self.clip.encode_text(self.tokens[batch.present])  # (U, D)
+        return Embeddings(u, t, teacher_u=self.teacher(batch.images))  # the teacher sees the same augmented images
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        from clipfit.losses import similarity_distillation, supervised_contrastive, visual_text_alignment
+
+        assert e.teacher_u is not None
+        scale, literal = self.clip.scale, self.options.literal_scl
+        dva = visual_text_alignment(e.u if e.dva_u is None else e.dva_u, self.classifier, batch.labels, scale)
+        scl = supervised_contrastive(e.u, e.t, batch.classes, scale, positive_in_denominator=not literal)
+        vld = similarity_distillation(e.u, e.t, e.teacher_u, self.teacher_t[batch.present], batch.counts, scale)
         return {
             "dva": Term(1.0, dva),
             "scl": Term(self.options.scl_weight, scl),

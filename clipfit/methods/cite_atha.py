@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from clipfit.errors import UsageError
 from clipfit.methods.atha import AthaOptions, edit_settings, paper_lora, started_strengths
-from clipfit.methods.base import LoraDefaults, Method, Task, Term
+from clipfit.methods.base import Embeddings, LoraDefaults, Method, Task
 from clipfit.methods.cite import Cite, CiteOptions
+
+if TYPE_CHECKING:
+    from clipfit.methods.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,14 @@ class CiteAtha(Cite):
 
     def __init__(self, task: Task, options: CiteAthaOptions):
         super().__init__(task, options)
-        self.extra = (*self.extra, started_strengths(task, options))
+        self.groups = (*self.groups, started_strengths(task, options))
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        t, z = self.backbone.read(self.tokens)  # (C, D), (C, V): the candidates are all classes
+    def embed(self, batch: Batch) -> Embeddings:
+        t, z = self.clip.read(self.tokens)  # (C, D), (C, V): the candidates are all classes
         assert z is not None
-        u = self.backbone.encode_image(images, z)  # (B, D)
-        dva_u = self.backbone.encode_image(images, z.detach())  # (B, D)
-        return self.terms(images, labels, u, dva_u, t[labels.unique()])
+        u = self.clip.encode_image(batch.images, z)  # (B, D)
+        dva_u = self.clip.encode_image(batch.images, z.detach())  # (B, D)
+        return Embeddings(u, t[batch.present], teacher_u=self.teacher(batch.images), dva_u=dva_u)
 
 
 METHOD = Method(

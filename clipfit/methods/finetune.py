@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-import torch.nn.functional as F
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from clipfit.config.lora import LoraSettings
-from clipfit.methods.base import Extra, LoraDefaults, Method, NoOptions, Task, Term
+from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, NoOptions, ShotCounts, Task, Term
+
+if TYPE_CHECKING:
+    from clipfit.methods.batch import Batch
 
 
 class Finetune:
     """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, gradients into both towers."""
 
-    extra: Sequence[Extra] = ()
+    groups: tuple[Group, ...] = ()
 
     def __init__(self, task: Task, _options: NoOptions):
-        self.backbone, self.tokens = task.backbone, task.tokens
+        self.clip, self.tokens = task.clip, task.tokens
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        u, t = self.backbone.encode(images, self.tokens)  # (B, D), (C, D)
-        return {"ce": Term(1.0, F.cross_entropy(self.backbone.scale * u @ t.T, labels))}
+    def embed(self, batch: Batch) -> Embeddings:
+        u, t = self.clip.encode(batch.images, self.tokens)  # (B, D), (C, D)
+        return Embeddings(u, t)
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        from torch.nn.functional import cross_entropy
+
+        return {"ce": Term(1.0, cross_entropy(self.clip.scale * e.u @ e.t.T, batch.labels))}
 
 
-def clip_lora(most: int, total: int, batch: int | None) -> Mapping[str, Any]:
+def clip_lora(counts: ShotCounts) -> Mapping[str, Any]:
     """CLIP-LoRA's recipe (arXiv 2405.18541): 500 steps of batch 32 for every shot of a class, up to its 16 shots."""
-    size = batch or 32
-    epochs = math.ceil(500 * min(most, 16) / math.ceil(total / size))
+    size = counts.batch_size or 32
+    epochs = math.ceil(500 * min(counts.of_largest_class, 16) / math.ceil(counts.in_all / size))
     return {"learning_rate": 2e-4, "weight_decay": 0.01, "batch_size": size, "epochs": epochs}
 
 

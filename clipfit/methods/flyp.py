@@ -5,27 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+from clipfit.methods.base import Embeddings, Group, Method, NoOptions, Task, Term
 
-from clipfit.losses import batch_contrastive
-from clipfit.methods.base import Extra, Method, NoOptions, Task, Term
+if TYPE_CHECKING:
+    from clipfit.methods.batch import Batch
 
 
 class Flyp:
     """Each image is paired with the text of its class; the batch's other pairs are the negatives."""
 
-    extra: Sequence[Extra] = ()
+    groups: tuple[Group, ...] = ()
 
     def __init__(self, task: Task, _options: NoOptions):
-        self.backbone, self.tokens = task.backbone, task.tokens
+        self.clip, self.tokens = task.clip, task.tokens
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
-        present, classes = labels.unique(return_inverse=True)
-        u = self.backbone.encode_image(images)  # (B, D)
-        t = self.backbone.encode_text(self.tokens[present])  # (U, D)
-        return {"contrastive": Term(1.0, batch_contrastive(u, t[classes], self.backbone.scale))}
+    def embed(self, batch: Batch) -> Embeddings:
+        u = self.clip.encode_image(batch.images)  # (B, D)
+        t = self.clip.encode_text(self.tokens[batch.present])  # (U, D)
+        return Embeddings(u, t)
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        from clipfit.losses import batch_contrastive
+
+        return {"contrastive": Term(1.0, batch_contrastive(e.u, e.t[batch.classes], self.clip.scale))}
 
 
 METHOD = Method(

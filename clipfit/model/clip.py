@@ -1,4 +1,4 @@
-"""A CLIP of open_clip's and what belongs to it: encoding images and texts, what is attached to it."""
+"""A CLIP of open_clip's and what belongs to it: encoding images and texts, and what is attached to it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer, text_global_pool
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
 from clipfit.config.edits import EditSettings
-from clipfit.errors import ModelError, UsageError, first_line
+from clipfit.errors import ModelError, first_line
+from clipfit.model import compat
+from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, invert_head, look
 from clipfit.model.sources import Source, geometry_of, tokenizer_of
 
@@ -47,23 +48,40 @@ class Clip:
 
     The model stays in evaluation mode during adaptation too: dropout off, batch-norm statistics as pre-trained.
 
-    With `edits` attached (ATHA) the features of an image depend on the class texts it is compared with: they are
-    encoded with the class tokens of exactly those texts, and never cached across sets of classes.
+    What it has beyond open_clip's CLIP is fixed at construction and changes nothing before it is trained. With `edits`
+    (ATHA) the features of an image depend on the class texts it is compared with: they are encoded with the class
+    tokens of exactly those texts, and never cached across sets of classes.
     """
 
-    def __init__(self, model: open_clip.CLIP, source: Source, device: torch.device):
+    def __init__(self, model: open_clip.CLIP, source: Source, device: torch.device, additions: Additions | None = None):
+        """Raises ModelError or UsageError where the model cannot have the additions."""
         self.model = model.eval().to(device)
         self.source = source
         self.device = device
         self.precision = "fp32"  # of the towers; embeddings and losses are float32 always
-        self.edits: TokenEdits | None = None
-        self.context: torch.nn.Parameter | None = None  # (words, text width)
-        self.additions = Additions()
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
         self._tokenizer = tokenizer_of(source)
         self._geometry = geometry_of(source)
-        size = model.visual.image_size
-        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        self.image_size = compat.image_size(model)
+        self.additions = additions or Additions()
+        self.edits = self._new_edits()
+        self.context = self._new_context()  # (words, text width)
+
+    def _new_edits(self) -> TokenEdits | None:
+        settings = self.additions.edits
+        if settings is None:
+            return None
+        compat.require_patch_tokens(self.model, self.source.model)
+        blocks = len(compat.image_blocks(self.model))
+        settings = settings.placed(blocks, len(compat.text_blocks(self.model)))
+        self.additions = replace(self.additions, edits=settings)
+        return TokenEdits(settings, blocks).to(self.device)
+
+    def _new_context(self) -> torch.nn.Parameter | None:
+        words = self.additions.context
+        if words is None:
+            return None
+        return torch.nn.Parameter(word_embeddings(self.model, self.tokenize([words]), words, self.source.model))
 
     @property
     def scale(self) -> torch.Tensor:
@@ -78,21 +96,27 @@ class Clip:
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches of a vision transformer."""
-        rows, columns = self.model.visual.grid_size
-        return int(rows), int(columns)
+        return compat.patch_grid(self.model)
 
     @property
     def bytes(self) -> int:
         """What the weights take on disk."""
         return sum(t.numel() * t.element_size() for t in self.state().values())
 
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Every parameter by the name it has on disk: open_clip's, then what is attached."""
+        edits = self.edits.named_parameters(prefix=ADDED.rstrip(".")) if self.edits else ()
+        context = {} if self.context is None else {f"{ADDED}context": self.context}
+        return {**dict(self.model.named_parameters()), **dict(edits), **context}
+
     def state(self) -> dict[str, torch.Tensor]:
         """θ: parameters and buffers by open_clip's names, then what is attached; detached, not copied."""
-        return {name: tensor.detach() for name, tensor in {**self.model.state_dict(), **self._added()}.items()}
+        added = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
+        return {name: tensor.detach() for name, tensor in {**self.model.state_dict(), **added}.items()}
 
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        """θ as it is now, copied."""
-        return {name: tensor.clone() for name, tensor in self.state().items()}
+    def snapshot(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
+        """θ as it is now, copied; to another device where one is named."""
+        return {name: tensor.to(device or self.device, copy=True) for name, tensor in self.state().items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set θ.
@@ -100,90 +124,33 @@ class Clip:
         Raises:
             ModelError: the names or shapes are not those of this architecture with what is attached to it.
         """
-        added = self._added()
+        own = {name: t for name, t in state.items() if not name.startswith(ADDED)}
+        attached = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
         try:
-            found = {name for name in state if name.startswith(ADDED)}
-            if found != added.keys():
-                raise RuntimeError(f"expected beside open_clip's tensors {sorted(added)}, found {sorted(found)}")
-            self.model.load_state_dict({name: t for name, t in state.items() if name not in added})
+            if (found := state.keys() - own.keys()) != attached.keys():
+                raise RuntimeError(f"expected beside open_clip's tensors {sorted(attached)}, found {sorted(found)}")
+            self.model.load_state_dict(own)
             with torch.no_grad():
-                for name, tensor in added.items():
-                    tensor.copy_(state[name])
+                for name, parameter in attached.items():
+                    parameter.copy_(state[name])
         except RuntimeError as error:
             raise ModelError(f"the weights do not fit {self.source.model}: {first_line(error)}.") from error
 
-    def _added(self) -> dict[str, torch.Tensor]:
-        added = dict(self.edits.state_dict(prefix=ADDED)) if self.edits else {}
-        return added if self.context is None else {**added, f"{ADDED}context": self.context}
-
-    def attach(self, additions: Additions) -> None:
-        """From now on edit patch tokens and read context vectors; both so that nothing changes before they are trained.
+    def with_additions(self, additions: Additions) -> Clip:
+        """The same open_clip model (not copied) with other additions, which start without effect.
 
         Raises:
-            ModelError: edits of an image tower that is not open_clip's own vision transformer or pools in another way;
-                context vectors of a text tower that pools elsewhere than at the end of the text.
-            UsageError: the settings name a block that the model does not have, or there are no context words.
+            ModelError, UsageError: the model cannot have them.
         """
-        if additions.edits:
-            visual = self.model.visual
-            if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-                raise ModelError(
-                    "token editing needs the patch tokens and the linear head of open_clip's vision transformer, but "
-                    f"the image tower of {self.source.model} is {_kind(visual)}: take a ViT."
-                )
-            blocks = len(visual.transformer.resblocks)
-            placed = additions.edits.placed(blocks, len(self.model.transformer.resblocks))
-            self.edits = TokenEdits(placed, blocks).to(self.device)
-            additions = replace(additions, edits=placed)
-        if additions.context is not None and self.context is None:
-            self.context = torch.nn.Parameter(self._word_embeddings(additions.context).clone())
-        self.additions = replace(additions, context=additions.context or self.additions.context)
+        other = Clip(self.model, self.source, self.device, additions)
+        other.precision = self.precision
+        return other
 
-    def _word_embeddings(self, words: str) -> torch.Tensor:
-        """The pre-trained embeddings of words that a text begins with: (tokens, text width)."""
-        if self.model.text_pool_type not in ("argmax", "eos"):
-            raise ModelError(
-                "context vectors need texts that are read at their end-of-text token, but the text tower of "
-                f"{self.source.model} pools by {self.model.text_pool_type!r}: leave --context out."
-            )
-        if words[-1:].isalnum():
-            raise UsageError("context vectors stand for whole words, but the template's run into the class name.")
-        tokens = self.tokenize([words])[0]
-        count = int(self._ends(tokens[None])) - 1  # between start and end of the text
-        if count < 1:
-            raise UsageError("context vectors stand for words before the class name, but the template has none there.")
-        embeddings: torch.Tensor = self.model.token_embedding(tokens[1 : 1 + count]).detach()
-        return embeddings
-
-    def require_plain(self, what: str) -> None:
-        """Take off again what is attached, for what can only hold a plain CLIP.
-
-        Raises:
-            UsageError: it is in effect: without it this would be another model.
-        """
-        edited = self.edits is not None and any(bool(strengths.any()) for strengths in self.edits.parameters())
-        learnt = self.context is not None and not torch.equal(
-            self.context, self._word_embeddings(str(self.additions.context))
-        )
-        if edited or learnt:
-            raise UsageError(
-                f"{what} cannot hold {'edits of patch tokens' if edited else 'context vectors'}, and without them it "
-                "would be another model: use the run itself, or --alpha 0."
-            )
-        self.edits, self.context, self.additions = None, None, Additions()
-
-    def plain_copy(self) -> Clip:
-        """An independent copy of the plain CLIP, nothing attached."""
-        copied = copy.copy(self)
-        copied.model = copy.deepcopy(self.model)
-        copied.edits, copied.context, copied.additions = None, None, Additions()
-        return copied
-
-    def frozen_copy(self) -> Clip:
-        """A plain copy whose weights never get a gradient."""
-        copied = self.plain_copy()
-        copied.model.requires_grad_(False)
-        return copied
+    def copied(self, additions: Additions) -> Clip:
+        """An independent copy of the open_clip model with the given additions, which start without effect."""
+        other = Clip(copy.deepcopy(self.model), self.source, self.device, additions)
+        other.precision = self.precision
+        return other
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts → token ids (n, context length) int64."""
@@ -196,9 +163,15 @@ class Clip:
         Args:
             class_tokens: (C, V), of the texts that the images are compared with; needed where tokens are edited.
         """
+        return self._embedded(images, class_tokens, None)
+
+    def _embedded(
+        self, images: torch.Tensor, class_tokens: torch.Tensor | None, seen: list[Look] | None
+    ) -> torch.Tensor:
         if (class_tokens is None) != (self.edits is None):
             raise ValueError("class tokens belong to a model that edits patch tokens, and only to it")
-        with self._autocast(), self._editing(class_tokens):
+        editing = contextlib.nullcontext() if class_tokens is None else self._editing(class_tokens, seen)
+        with autocast(self.device, self.precision), editing:
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
 
@@ -208,8 +181,11 @@ class Clip:
 
     def read(self, tokens: torch.Tensor) -> Texts:
         """Token ids (C, context length) → what the images need of these texts, by one pass through the text tower."""
-        with self._autocast():
-            features, *inner = self._text_features(tokens)
+        inner_block = self.edits.settings.text_block if self.edits else None
+        with autocast(self.device, self.precision):
+            features, *inner = compat.text_features(
+                self.model, compat.cut(self.model, tokens), self.context, inner_block
+            )
         t = F.normalize(features.float(), dim=1)
         return Texts(t, self._class_tokens(inner[0].float()) if inner else None)
 
@@ -224,75 +200,26 @@ class Clip:
 
         The model must edit tokens; with strengths 0 this is what plain CLIP would go by.
         """
-        assert self.edits is not None
-        assert texts.class_tokens is not None
-        ratios, seen = (self.edits.settings.head_ratio, self.edits.settings.tail_ratio), list[Look]()
-        watch = lambda _module, args: seen.append(look(args[0][:, 1:], texts.class_tokens, *ratios))  # noqa: E731
-        handles = [block.register_forward_pre_hook(watch) for block in self.model.visual.transformer.resblocks]
-        try:
-            return self.encode_image(images, texts.class_tokens), seen
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _text_features(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Text features (n, D) of the last block, then, where tokens are edited, of the intermediate one.
-
-        Under a causal mask nothing behind the end-of-text token can change its features, so the sequence is cut
-        behind the longest one; exact, and several times faster for class names. open_clip's `encode_text` refuses a
-        shorter sequence, hence these lines.
-        """
-        m = self.model
-        if m.attn_mask is not None and m.text_pool_type in ("argmax", "eos"):
-            tokens = tokens[:, : int(self._ends(tokens).max()) + 1]
-        length, dtype = tokens.shape[1], m.transformer.get_cast_dtype()
-        mask = None if m.attn_mask is None else m.attn_mask[:length, :length]
-        x = m.token_embedding(tokens).to(dtype)  # (n, length, width)
-        if self.context is not None:
-            words = self.context.to(dtype).expand(len(x), -1, -1)
-            x = torch.cat([x[:, :1], words, x[:, 1 + words.shape[1] :]], 1)
-        x = x + m.positional_embedding[:length].to(dtype)
-        if self.edits is None:
-            outputs = [m.transformer(x, attn_mask=mask)]  # (n, length, width)
-        else:
-            last, inner = m.transformer.forward_intermediates(
-                x, attn_mask=mask, indices=[self.edits.settings.text_block]
-            )
-            outputs = [last, *inner]
-        return [
-            self._project(text_global_pool(m.ln_final(h), tokens, m.text_pool_type, m.text_eos_id)) for h in outputs
-        ]
-
-    def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Where the first end-of-text of each row stands: (n,)."""
-        eos = self.model.text_eos_id if self.model.text_pool_type == "eos" else tokens.amax(1, keepdim=True)
-        return (tokens == eos).int().argmax(1)
-
-    def _project(self, features: torch.Tensor) -> torch.Tensor:
-        projection = self.model.text_projection
-        if projection is None:
-            return features
-        out: torch.Tensor = projection(features) if isinstance(projection, torch.nn.Linear) else features @ projection
-        return out
+        seen: list[Look] = []
+        return self._embedded(images, texts.class_tokens, seen), seen
 
     def _class_tokens(self, features: torch.Tensor) -> torch.Tensor:
         """Text features (C, D) → class tokens z (C, V), by the vision head of this forward pass."""
         assert self.edits is not None
-        head = self.model.visual
         with torch.autocast(self.device.type, enabled=False):
-            return invert_head(
-                features, head.proj, head.ln_post.weight, head.ln_post.bias, self.edits.settings.class_token_inverse
-            )
+            return invert_head(features, *compat.head(self.model), self.edits.settings.class_token_inverse)
 
     @contextlib.contextmanager
-    def _editing(self, class_tokens: torch.Tensor | None) -> Iterator[None]:
-        """Edit the patch tokens before every block of the vision transformer; the class token stays as it is."""
-        if class_tokens is None:
-            yield
-            return
+    def _editing(self, class_tokens: torch.Tensor, seen: list[Look] | None) -> Iterator[None]:
+        """Within: patch tokens are edited before every block; the class token stays as it is.
+
+        Args:
+            seen: takes what every block's edit goes by, as its tokens come to it.
+        """
+        blocks = compat.image_blocks(self.model)
         handles = [
-            block.register_forward_pre_hook(functools.partial(self._edit, number, class_tokens))
-            for number, block in enumerate(self.model.visual.transformer.resblocks)
+            block.register_forward_pre_hook(functools.partial(self._edit, number, class_tokens, seen))
+            for number, block in enumerate(blocks)
         ]
         try:
             yield
@@ -300,17 +227,17 @@ class Clip:
             for handle in handles:
                 handle.remove()
 
-    def _edit(self, block: int, class_tokens: torch.Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _edit(
+        self, block: int, class_tokens: torch.Tensor, seen: list[Look] | None, _module: Any, args: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         assert self.edits is not None
         x, *rest = args  # (B, 1 + L, V)
+        settings = self.edits.settings
+        if seen is not None:
+            seen.append(look(x[:, 1:], class_tokens, settings.head_ratio, settings.tail_ratio))
         with torch.autocast(self.device.type, enabled=False):  # a ranking in bf16 would be one of ties
             patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
         return (torch.cat([x[:, :1], patches], 1), *rest)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
@@ -326,7 +253,31 @@ class Clip:
         return out
 
 
-def _kind(visual: torch.nn.Module) -> str:
-    trunk = getattr(visual, "trunk", visual)
-    pooled = " with attentional pooling" if isinstance(visual, VisionTransformer) else ""
-    return f"a {type(trunk).__name__}{pooled}"
+class FrozenImageTower:
+    """The pre-trained image tower of plain CLIP, as a teacher: no gradient, no edits, and no text tower beside it."""
+
+    def __init__(self, clip: Clip, weights: Mapping[str, torch.Tensor] | None = None):
+        """`weights`: the pre-trained θ where it is kept anyway; tensors of the clip's device are used, not copied."""
+        self._device, self._precision = clip.device, clip.precision
+        pretrained = weights or clip.state()
+        shared = {
+            id(p): torch.nn.Parameter(_on(pretrained[f"visual.{name}"], clip.device, copied=weights is None), False)
+            for name, p in clip.model.visual.named_parameters()
+        }
+        self.visual = copy.deepcopy(clip.model.visual, shared)
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised images (B, 3, H, W) → unit-norm embeddings (B, D), float32."""
+        with autocast(self._device, self._precision):
+            features = self.visual(images)
+        return F.normalize(features.float(), dim=1)
+
+
+def _on(tensor: torch.Tensor, device: torch.device, copied: bool) -> torch.Tensor:
+    return tensor.detach().clone() if copied else tensor.detach().to(device)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The towers' products in bf16 where asked for."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

@@ -56,9 +56,7 @@ def rebuild(
     """A backbone from recorded facts and weights, without the pre-trained ones."""
     with quiet():
         model = open_clip.CLIP(**copy.deepcopy(dict(source.model_cfg)))
-    backbone = Clip(model, source, torch.device(device))
-    if additions:
-        backbone.attach(additions)
+    backbone = Clip(model, source, torch.device(device), additions)
     backbone.load_state(state)
     return backbone
 

@@ -80,9 +80,7 @@ class Run:
             source = replace(source, model=f"{LOCAL_DIR}{folder}")
         if file:
             source = replace(source, pretrained=str(file))
-        backbone = reload(source, device)
-        backbone.attach(self.additions)
-        return backbone
+        return reload(source, device).with_additions(self.additions)
 
     def finetuned(self) -> dict[str, torch.Tensor]:
         """θ at α = 1."""

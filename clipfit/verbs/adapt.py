@@ -15,8 +15,7 @@ import torch
 import torchvision
 
 from clipfit import methods
-from clipfit.adaptation import Plan, fit
-from clipfit.adaptation import plan as planned
+from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
 from clipfit.data.images import ImageStore, Viewed, content_hash, decode
@@ -80,11 +79,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     backbone = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
     backbone.precision = devices.resolve_precision(config.precision, backbone.device)
     counts = list(Counter(sample.label for sample in selection.shots).values())
-    own = backbone.source.adapt_defaults
-    plan = planned(method, options, config, own, counts)
-    backbone.attach(plan.additions)
+    plan = Adaptation.resolve(method, options, config, backbone.source.adapt_defaults, counts)
+    backbone = backbone.with_additions(plan.additions)
     files.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
-    pretrained = _copied(backbone)
+    pretrained = backbone.snapshot("cpu")
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
     shots, hashes = _decoded(config, selection, unreadable)
@@ -100,10 +98,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     began = time.monotonic()
     place = {name: i for i, name in enumerate(selection.base)}
     labels = [place[sample.label] for sample in shots.samples]
-    fit(backbone, plan, selection.base, shots, labels, config.seed, on_step)
+    plan.run(backbone, selection.base, shots, labels, pretrained, on_step)
     training_seconds = time.monotonic() - began
 
-    finetuned = _copied(backbone)
+    finetuned = backbone.snapshot("cpu")
     _require_finite(finetuned)
     ensemble = interpolate(pretrained, finetuned, config.alpha)
     backbone.load_state(ensemble)
@@ -191,17 +189,13 @@ def _require_every_class(shots: ImageStore, selection: Selection) -> None:
         raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
 
 
-def _copied(backbone: Clip) -> dict[str, torch.Tensor]:
-    return {name: tensor.cpu().clone() for name, tensor in backbone.state().items()}
-
-
 def _require_finite(state: dict[str, torch.Tensor]) -> None:
     bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
     if bad:
         raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
 
 
-def _config_record(config: AdaptConfig, plan: Plan, backbone: Clip, shots: ImageStore) -> dict[str, Any]:
+def _config_record(config: AdaptConfig, plan: Adaptation, backbone: Clip, shots: ImageStore) -> dict[str, Any]:
     """What config.json says: everything needed to repeat the run, nothing that differs when it is."""
     return {
         "clipfit": __version__,

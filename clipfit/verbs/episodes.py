@@ -8,14 +8,14 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipfit import methods
-from clipfit.adaptation import adapters, fit, plan
+from clipfit.adaptation import Adaptation, lora_settings
 from clipfit.config import AdaptConfig, EpisodesConfig, Recipe, settings
 from clipfit.data import layout
 from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
@@ -58,7 +58,7 @@ class Contender:
         )  # fmt: skip
         method = methods.find(told.method)
         method.configure(given)
-        adapters(method, told)
+        lora_settings(method, told)
         return cls(spec, told)
 
 
@@ -176,21 +176,21 @@ def _run(
     if contender.told is None:
         template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
         return {"0": _accuracy(backbone, images, episode, template, config.batch_size)}
-    model = backbone.plain_copy()
     method = methods.find(contender.told.method)
     options = method.configure(contender.told.method_options)
     shots = [len(at) for at in episode.support]
-    planned = plan(method, options, contender.told, backbone.source.adapt_defaults, shots)
-    model.attach(planned.additions)
+    told = replace(contender.told, seed=config.seed + episode.number)
+    adaptation = Adaptation.resolve(method, options, told, backbone.source.adapt_defaults, shots)
+    model = backbone.copied(adaptation.additions)
     pretrained = model.snapshot()
     support = Chosen(images, [i for at in episode.support for i in at])
     labels = [c for c, count in enumerate(shots) for _ in range(count)]
-    fit(model, planned, episode.classes, support, labels, config.seed + episode.number)
+    adaptation.run(model, episode.classes, support, labels, pretrained)
     finetuned = model.snapshot()
     measured = {}
     for alpha in config.alphas:
         model.load_state(interpolate(pretrained, finetuned, alpha))
-        measured[f"{alpha:g}"] = _accuracy(model, images, episode, planned.recipe.template, config.batch_size)
+        measured[f"{alpha:g}"] = _accuracy(model, images, episode, adaptation.recipe.template, config.batch_size)
     return measured
 
 

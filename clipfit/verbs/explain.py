@@ -74,7 +74,7 @@ def explain(
     alpha = run.alpha if config.alpha is None else config.alpha
     model = loading.rebuild(run.source, run.state(alpha), run.additions)
     if model.edits is None:
-        model.attach(Additions(EditSettings()))
+        model = model.with_additions(Additions(EditSettings()))
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
     names = [*run.base, *excluding(listed, run.base)]
     blocks = _blocks(config, model)

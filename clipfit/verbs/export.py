@@ -14,7 +14,7 @@ from clipfit.config import ExportConfig
 from clipfit.errors import ClipfitError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.model import loading
-from clipfit.model.clip import Clip
+from clipfit.model.clip import ADDED, Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files
 from clipfit.runs.record import Run, describe, open_run
@@ -53,11 +53,23 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")
     files.require_kept(output, run.needed)
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
-    backbone = loading.rebuild(run.source, run.state(alpha), run.additions)
-    backbone.require_plain(f"the format {config.format}")
+    backbone = loading.rebuild(run.source, _plain_state(run, alpha, config.format))
     with files.building(output, config.overwrite) as folder:
         difference = FORMATS[config.format](run, backbone, alpha, folder)
     return ExportResult(output, config.format, run.path, alpha, difference)
+
+
+def _plain_state(run: Run, alpha: float, format: str) -> dict[str, torch.Tensor]:
+    """θ at α without what is attached. Raises UsageError where that has an effect."""
+    state = run.state(alpha)
+    edited = any(bool(state[name].any()) for name in (f"{ADDED}head", f"{ADDED}tail") if name in state)
+    learnt = f"{ADDED}context" in state and alpha != 0
+    if edited or learnt:
+        raise UsageError(
+            f"the format {format} cannot hold {'edits of patch tokens' if edited else 'context vectors'}, and without "
+            "them it would be another model: use the run itself, or --alpha 0."
+        )
+    return {name: tensor for name, tensor in state.items() if not name.startswith(ADDED)}
 
 
 def _open_clip_folder(run: Run, backbone: Clip, alpha: float, folder: Path) -> float:

@@ -1,0 +1,34 @@
+"""What an objective is given at every step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B images with their labels, and which U of the C classes are among them (known before anything is computed)."""
+
+    images: torch.Tensor  # (B, 3, H, W) float32, normalised
+    labels: torch.Tensor  # (B,) int64 in [0, C)
+    present: torch.Tensor  # (U,) int64: the distinct labels, ascending
+    classes: torch.Tensor  # (B,) int64 in [0, U): each label's place in `present`
+    counts: torch.Tensor  # (U,) int64: images of each class in `present`
+
+    @classmethod
+    def of(cls, images: torch.Tensor, labels: Sequence[int]) -> Batch:
+        """A batch on the images' device."""
+        counts = sorted(Counter(labels).items())
+        place = {label: position for position, (label, _) in enumerate(counts)}
+
+        def tensor(values: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(values, device=images.device)
+
+        return cls(
+            images, tensor(labels), tensor([label for label, _ in counts]), tensor([place[label] for label in labels]),
+            tensor([count for _, count in counts]),
+        )  # fmt: skip
