@@ -82,7 +82,8 @@ def test_a_class_file_that_does_not_match_shows_both_sides(tmp_path):
     ("suffix", "text", "message"),
     [
         (".txt", "a\tfox\nb\tFox\n", "'a' and 'b' are both called 'Fox': a class name must be unique"),
-        (".txt", "\n \n", "is empty"),
+        (".txt", "\n \n", "names no class: expected a line"),
+        (".json", "{}", "names no class: expected a line"),
         (".json", "{", "is not JSON"),
         (".json", '["a", "b"]', "must be one JSON object"),
         (".json", '{"a": 1, "b": "x"}', "must be one JSON object"),
@@ -99,7 +100,7 @@ def test_class_files_that_cannot_be_used(tmp_path, suffix, text, message):
 
 
 def test_class_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"class file .*none\.txt does not exist"):
         ClassNames.of(["a"], tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes("Bär".encode("latin-1"))
     with pytest.raises(DataError, match="is not UTF-8 text"):
@@ -115,14 +116,15 @@ def test_new_classes_are_read_in_order_and_once_each(tmp_path):
     file = tmp_path / "new.txt"
     file.write_text("\nzebra\n Ant lion \n")
     assert read_new_classes(file) == ("zebra", "Ant lion")
-    file.write_text("ice_cream\nt-shirt\n")  # as folders are called: no underscore belongs in a sentence
-    assert read_new_classes(file) == ("ice cream", "t-shirt")
     file.write_text("ice_cream\tice cream\nn02\tt-shirt\n")  # a class file: its names
     assert read_new_classes(file) == ("ice cream", "t-shirt")
     (tmp_path / "new.json").write_text('{"n01": "zebra", "n02": "yak"}')
     assert read_new_classes(tmp_path / "new.json") == ("zebra", "yak")
     file.write_text("zebra\nZEBRA\n")
     with pytest.raises(DataError, match="unique"):
+        read_new_classes(file)
+    file.write_text("zebra\nyak\nzebra\n")
+    with pytest.raises(DataError, match="names 'zebra' twice"):
         read_new_classes(file)
     file.write_text(" \n")
     with pytest.raises(DataError, match="names no class"):
@@ -175,22 +177,12 @@ def test_parts_in_capitals_and_a_test_part_alone(tmp_path):
         select(found, None, 0)
 
 
-@pytest.mark.parametrize("parts", [("a", "b", "test"), ("training", "val"), ("a", "b", "Validation")])
+@pytest.mark.parametrize("parts", [("a", "b", "test"), ("a", "b", "Validation")])
 def test_a_part_of_a_split_is_never_a_class(tmp_path, parts):
     for part in parts:
         make_classes(tmp_path / part if len(part) > 1 else tmp_path, {"a" if len(part) > 1 else part: 1})
     with pytest.raises(DataError, match="looks like a part of a split, not like a class"):
         layout.read(tmp_path)
-
-
-def test_files_that_are_no_images_are_counted(tmp_path):
-    root = make_classes(tmp_path / "pets", {"cat": 1, "dog": 1})
-    (root / "cat" / "0.png").rename(root / "cat" / "0.JFIF")
-    for name in ("notes.txt", "1.heic", ".DS_Store"):
-        (root / "dog" / name).touch()
-    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
-    found = layout.read(root)
-    assert (len(found.train), found.ignored) == (2, 3)
 
 
 def test_an_image_root_belongs_to_a_file(flat):
@@ -256,7 +248,7 @@ def test_rows_that_stand_twice_and_labels_that_are_numbers(tmp_path):
     file.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), "utf-8")  # with a byte order mark
     assert labels(layout.read(file).train) == [("a.png", "0"), ("b.png", "1")]
     file.write_text("\n".join(map(json.dumps, [*rows, {"path": "b.png", "label": 0}])))
-    with pytest.raises(DataError, match=r"labels b.png both '1' and '0': an image has one class"):
+    with pytest.raises(DataError, match=r"labels b.png both '1' and '0': choose one"):
         layout.read(file)
 
 
@@ -283,14 +275,25 @@ def test_a_coop_split_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("m.csv", "file,label\na.png,cat\n", "row 1 of .* needs `path` and `label`"),
-        ("m.csv", "path,label\na.png,cat\nb.png,\n", "row 2 of .* needs `path` and `label`"),
-        ("m.csv", "path,label,split\na.png,cat,valid\n", "row 1 of .* has split 'valid': expected train or test"),
-        ("m.csv", "", "holds no labelled images"),
-        ("m.jsonl", '{"path": "a.png"\n', "cannot be read as jsonl"),
-        ("m.jsonl", '["a.png", "cat"]\n', "cannot be read as jsonl|needs `path`"),
+        (
+            "m.csv",
+            "file,label\na.png,cat\n",
+            "needs the columns `path` and `label` in its first line; it has file, lab",
+        ),
+        ("m.csv", "path,label\na.png,cat\nb.png,\n", "line 3 of .* has no `label`: every image needs"),
+        ("m.csv", "path,label,split\na.png,cat,dev\n", "line 2 of .* has split 'dev': expected train, val or test"),
+        ("m.csv", "", "m.csv is empty: expected a first line `path,label`"),
+        ("m.csv", "path,label\n", "m.csv lists no images"),
+        ("m.jsonl", "\n", "m.jsonl lists no images"),
+        ("m.csv", "path,label\na.png,  \n", "line 2 of .* has a blank `label`"),
+        ("m.jsonl", '{"path": "a.png", "label": " "}', "line 1 of .* has a blank `label`"),
+        ("m.csv", "path,label,split\na.png,cat,val\n", "holds validation images alone"),
+        ("m.jsonl", '{"path": "a.png", "label": 1}\n\n\n{"path":\n', "line 4 of .*m.jsonl is not JSON"),
+        ("m.jsonl", '\n\n{"path": "a.png"}\n', "line 3 of .*m.jsonl has no `label`"),
+        ("m.jsonl", '["a.png", "cat"]\n', "line 1 of .*m.jsonl is no object"),
         ("m.json", "{}", "is no CoOp split: expected `train` and `test`"),
-        ("m.json", '{"train": [["a.png", 0]], "test": []}', "cannot be read as json"),
+        ("m.json", '{"train": [["a.png", 0]], "test": []}', r"has \['a.png', 0\] in `train`: expected"),
+        ("m.json", "{", "m.json cannot be read as json"),
         ("m.json", "[]", "is no CoOp split"),
         ("m.txt", "a.png cat", "is no folder and no .csv, .jsonl or CoOp .json file"),
     ],
@@ -354,10 +357,26 @@ def test_the_class_files_order_is_that_of_the_base_classes():
     assert select(found, None, seed=0).base == ("b", "a")
 
 
-def test_too_few_images_or_classes():
-    with pytest.raises(DataError, match="--shots 3 needs 3 images in every class, but 'b' has 2, 'c' has 1"):
-        select(images({"a": 3, "b": 2, "c": 1}), 3, seed=0)
+def test_too_few_classes():
     with pytest.raises(DataError, match="at least two classes are needed to tell apart; found only 'a'"):
         select(images({"a": 3}), None, seed=0)
     with pytest.raises(DataError, match="found only 'a'"):  # a class of the test part is none to learn
         select(images({"a": 3}, {"b": 2}), None, seed=0)
+
+
+def test_up_to_k_shots_and_which_classes_have_fewer():
+    found = images({name: n for n, name in enumerate("abcdefgh", 1)})
+    chosen = select(found, 7, seed=0)
+    assert [sum(s.label == c for s in chosen.shots) for c in "abcdefgh"] == [1, 2, 3, 4, 5, 6, 7, 7]
+    assert chosen.notes[0] == (
+        "6 classes have fewer than 7 images, so that every one is a shot: 'a' 1, 'b' 2, 'c' 3, 'd' 4, 'e' 5 and 1 more"
+    )
+    assert select(found, 1, seed=0).notes == ()
+
+
+def test_classes_of_unequal_size_are_named():
+    assert select(images({"a": 5, "b": 3}), None, seed=0).notes == ()
+    (note,) = select(images({"a": 5, "b": 6, "c": 3}), None, seed=0).notes
+    assert note == ("'b' has 6 images and 'c' 3: training goes by the larger classes; --balance draws as many of each")
+    assert select(images({"a": 5, "b": 6, "c": 3}), None, seed=0, balanced=True).notes == ()
+    assert select(images({"a": 5, "b": 6, "c": 3}), 3, seed=0).notes == ()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit import DataError
 from clipfit.data.augment import crop_box, random_resized_crop
-from clipfit.data.images import ImageStore, content_hash, decode
+from clipfit.data.images import ImageStore, content_hash, decode, grey_bits
 from clipfit.data.layout import Sample
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
@@ -41,11 +44,45 @@ def test_grey_of_any_depth_is_seen(tmp_path, brightest, shown):
     assert pixels(tmp_path / "a.png").tolist() == [[[0] * 3, [shown] * 3]]
 
 
+def greys(tmp_path, *values: object) -> list[Sample]:
+    """One file each, of one pixel."""
+    samples = []
+    for k, value in enumerate(values):
+        path = tmp_path / f"{k}.{'tif' if np.asarray(value).dtype == np.float32 else 'png'}"
+        Image.fromarray(np.array([[value]], np.asarray(value).dtype)).save(path)
+        samples.append(Sample(path, path.name, "x"))
+    return samples
+
+
+def test_one_depth_for_all_greys(tmp_path):
+    """12 bits of one X-ray and 10 of a darker one: the same value is equally bright in both."""
+    samples = greys(tmp_path, np.uint16(4000), np.uint16(1000), np.uint8(255))
+    (tmp_path / "broken.png").write_bytes(b"")
+    samples.append(Sample(tmp_path / "broken.png", "broken.png", "x"))
+    assert grey_bits(samples) == 12
+    assert grey_bits(samples[1:]) == 10
+    assert grey_bits(samples[2:]) is None
+    assert [decode(s.path, 12).getpixel((0, 0))[0] for s in samples[:3]] == [249, 62, 255]
+    assert decode(samples[1].path).getpixel((0, 0))[0] == 249  # its own depth
+    assert decode(samples[0].path, 10).getpixel((0, 0))[0] == 255  # brighter values clip
+    for budget in (0, 10**6):
+        assert ImageStore(samples[:3], budget, grey_bits=12)[1].flatten().tolist() == [62, 62, 62]
+
+
+def test_greys_that_are_shares_have_no_depth(tmp_path):
+    samples = greys(tmp_path, np.float32(0.5), np.float32(900))
+    assert grey_bits(samples[:1]) is None
+    assert grey_bits(samples) == 10
+    assert decode(samples[0].path, 10).getpixel((0, 0))[0] == 128
+
+
+@pytest.mark.parametrize("bits", [None, 12])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_grey_that_is_no_number_is_no_image(tmp_path, value):
+def test_grey_that_is_no_number_is_no_image(tmp_path, value, bits):
     Image.fromarray(np.array([[0, value]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match="cannot be read"):
-        decode(tmp_path / "a.tif")
+        decode(tmp_path / "a.tif", bits)
+    assert grey_bits([Sample(tmp_path / "a.tif", "a.tif", "x")]) is None
 
 
 def test_black_and_white(tmp_path):
@@ -162,6 +199,41 @@ def test_files_that_are_no_images_are_named(tmp_path):
         decode(tmp_path / "text.png")
     with pytest.raises(DataError, match=r"image .*none\.png does not exist"):
         decode(tmp_path / "none.png")
+
+
+def test_formats_that_are_not_listed_are_never_tried(tmp_path, monkeypatch):
+    """PostScript called x.png would start Ghostscript."""
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was started"))
+    with pytest.raises(DataError, match=r"x\.png cannot be read: it is none of JPEG, PNG, "):
+        decode(tmp_path / "x.png")
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    with pytest.raises(DataError, match="image /dev/zero is a device: expected a regular file"):
+        decode(Path("/dev/zero"))
+    with pytest.raises(DataError, match="image /dev/zero is a device"):
+        content_hash(Path("/dev/zero"))
+    with pytest.raises(DataError, match="is a folder: expected a regular file"):
+        decode(tmp_path)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"gone\.png is a broken link: .*nowhere\.png is not there"):
+        decode(tmp_path / "gone.png")
+    with pytest.raises(DataError, match="cannot be read"):
+        decode(Path("null\0byte.png"))
+
+
+def test_photographs_of_a_telephone(tmp_path, monkeypatch):
+    """HEIC is read where pillow-heif is installed, under whatever name; else what to install is said."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(picture(3, (64, 48))).save(tmp_path / "a.heic", quality=95)
+    shutil.copy(tmp_path / "a.heic", tmp_path / "renamed.jpg")
+    for name in ("a.heic", "renamed.jpg"):
+        difference = pixels(tmp_path / name).astype(int) - np.asarray(picture(3, (64, 48)))
+        assert np.abs(difference).mean() < 20
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"renamed\.jpg cannot be read: it is HEIC inside; install clipfit\[heif\]"):
+        decode(tmp_path / "renamed.jpg")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("avif"), SyntaxError("png"), ValueError("gif"), EOFError("tga")])

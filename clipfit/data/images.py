@@ -2,64 +2,144 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from clipfit.data.files import FORMATS, HEIF_ADVICE, heif_is_installed, require_regular
 from clipfit.data.layout import Sample
 from clipfit.errors import DataError
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, grey_bits: int | None = None) -> Image.Image:
     """An image file as an upright RGB picture; transparency shows white, grey of more than 8 bits is scaled to 8.
 
-    Files do not say how many of their 16 bits are used (12 of an X-ray, say): the image's depth is taken for the
-    even number of bits, at least 8, that holds its brightest pixel.
+    Args:
+        grey_bits: how many bits greys of more than 8 have; brighter values clip. Files do not say how many of their
+            16 bits are used (12 of an X-ray, say): without it, an image's own brightest pixel decides.
 
     Raises:
-        DataError: the file is missing or no readable image.
+        DataError: the file is missing, no regular file or no readable image.
     """
+    with _opened(path) as image:
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image), grey_bits)
+
+
+def grey_bits(samples: Iterable[Sample]) -> int | None:
+    """The depth of greys of more than 8 bits: the even number of bits, at least 8, that holds the brightest pixel of
+    all. None where there are no such images; those that cannot be read do not count."""
+    return max(filter(None, (_own_bits(sample.path) for sample in samples)), default=None)
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """The sides of an image in pixels, short one first, without decoding it; None if it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as image:
+            return min(image.size), max(image.size)
+    except DataError:
+        return None
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file, hexadecimal. Raises DataError for what is no regular file."""
+    require_regular(path, "image")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pixel_hash(image: torch.Tensor) -> str:
+    """SHA-256 over width, height and RGB bytes of an image (3, H, W) uint8, hexadecimal: the same for every file
+    that decodes to the same picture."""
+    rows = image.permute(1, 2, 0).contiguous()  # (H, W, 3)
+    return hashlib.sha256(f"{rows.shape[1]}x{rows.shape[0]}:".encode() + rows.numpy().tobytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file's header, read by a listed format's decoder alone. What decoders raise inside becomes a DataError."""
+    require_regular(path, "image")
+    try:
+        with Image.open(path, formats=_formats(heif_is_installed())) as image:
             # Pillow only warns of these; turning its warning into an error is not safe with several threads
-            if opened.width * opened.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels are too many")
-            opened.load()
-            return _rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError as error:
-        raise DataError(f"image {path} does not exist.") from error
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
+            yield image
+    except UnidentifiedImageError as error:
+        raise DataError(f"image {path} cannot be read: {_what_it_is(path)}.") from error
     except (OSError, SyntaxError, ValueError, ArithmeticError, EOFError, RuntimeError,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise DataError(f"image {path} cannot be read ({error}).") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+@functools.cache
+def _formats(heif: bool) -> tuple[str, ...]:
+    if heif:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    names = (*FORMATS, "HEIF") if heif else FORMATS
+    return tuple(name for name in names if name in Image.OPEN)  # older Pillows lack AVIF
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf") and not heif_is_installed():
+        return f"it is HEIC inside; {HEIF_ADVICE}"
+    return f"it is none of {', '.join(FORMATS)}"
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def _own_bits(path: Path) -> int | None:
+    """The depth of one grey image of more than 8 bits; None of any other, and of shares of 1."""
+    try:
+        with _opened(path) as image:
+            if not _is_deep_grey(image):
+                return None
+            values = np.asarray(image)
+            return None if _are_shares(image, values) else _bits_for(values)
+    except DataError:
+        return None
+
+
+def _are_shares(image: Image.Image, values: np.ndarray) -> bool:
+    """Floating-point greys from 0 to 1."""
+    return image.mode == "F" and 0 < values.max(initial=0) <= 1
+
+
+def _bits_for(values: np.ndarray) -> int:
+    """The even number of bits, at least 8, that holds the brightest. Raises ValueError for NaN, and an
+    ArithmeticError for infinity."""
+    return max(8, 2 * math.ceil(math.log2(max(float(values.max(initial=0)), 1) + 1) / 2))
+
+
+def _rgb(image: Image.Image, grey_bits: int | None) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if _is_deep_grey(image):
         values = np.asarray(image, dtype=np.float64)
-        top = values.max(initial=0)
-        depth = max(8, 2 * math.ceil(math.log2(max(top, 1) + 1) / 2))  # bits
-        scale = 255 if 0 < top <= 1 and image.mode == "F" else 255 / (2**depth - 1)
-        return Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        own_bits = _bits_for(values)  # always: it refuses what is no number
+        white = 1 if _are_shares(image, values) else 2 ** (grey_bits or own_bits) - 1
+        return Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("LA", "PA", "La", "RGBa", "RGBA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        paper = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(paper, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def content_hash(path: Path) -> str:
-    """SHA-256 of the file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Images(Protocol):
@@ -107,8 +187,9 @@ class ImageStore:
         budget: int,
         transform: Callable[[Image.Image], torch.Tensor] = pil_to_tensor,
         skip_bad: bool = False,
+        grey_bits: int | None = None,
     ):
-        self._transform = transform
+        self._transform, self._grey_bits = transform, grey_bits
         self._kept: dict[int, torch.Tensor] = {}
         self.samples: list[Sample] = []
         self.skipped: list[str] = []
@@ -126,7 +207,7 @@ class ImageStore:
 
     def _try(self, sample: Sample) -> torch.Tensor | DataError:
         try:
-            return self._transform(decode(sample.path))
+            return self._transform(decode(sample.path, self._grey_bits))
         except DataError as error:
             return error
 
@@ -136,4 +217,4 @@ class ImageStore:
     def __getitem__(self, index: int) -> torch.Tensor:
         """Image `index`: (3, H, W) uint8."""
         kept = self._kept.get(index)
-        return kept if kept is not None else self._transform(decode(self.samples[index].path))
+        return kept if kept is not None else self._transform(decode(self.samples[index].path, self._grey_bits))

@@ -1,14 +1,24 @@
-"""Class files: which class name belongs to which folder, and lists of new classes."""
+"""What classes are called: by their folders or labels, by a class file, by a list of new classes."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipfit.data.files import require_regular
 from clipfit.errors import DataError
 from clipfit.prompts import key_of, name_of_folder, name_of_label
+
+NameRule = Callable[[str], str]  # label → class name
+LIST_SUFFIXES = (".csv", ".jsonl", ".json")  # of files that list images
+
+
+def name_rule(place: Path) -> NameRule:
+    """How labels become class names: dashes of folder names become spaces, those of labels in files stay."""
+    return name_of_label if place.suffix.lower() in LIST_SUFFIXES and not place.is_dir() else name_of_folder
 
 
 @dataclass(frozen=True)
@@ -18,87 +28,100 @@ class ClassNames:
     by_label: Mapping[str, str]
 
     @classmethod
-    def of(
-        cls, labels: Sequence[str], class_file: Path | None, own: Callable[[str], str] = name_of_folder
-    ) -> ClassNames:
-        """Names for the labels, from a class file or from the labels themselves (`own`: label → name).
+    def of(cls, labels: Sequence[str], class_file: Path | None, rule: NameRule = name_of_folder) -> ClassNames:
+        """Names for the labels, from a class file or from the labels themselves.
 
         Raises:
-            DataError: the file lacks a label (both sides are shown), or two labels get the same name.
+            DataError: the file lacks a label (both sides are shown), a name that cannot be a prompt, or one name for
+                two labels.
         """
-        if class_file is None:
-            names = {label: own(label) for label in labels}
-        else:
-            given = _read_class_file(class_file)
-            by_key = {key_of(label): label for label in labels}
-            # the file's order is the order of the classes: CoOp's base and new halves follow it
-            names = {by_key[key_of(line)]: name for line, name in given.items() if key_of(line) in by_key}
-            missing = [label for label in labels if label not in names]
-            if missing:
-                unused = [line for line in given if key_of(line) not in by_key]
-                raise DataError(
-                    f"{class_file} does not match the folders: no name for {_some(missing)}; "
-                    f"no folder for {_some(unused) if unused else 'none of its lines'}."
-                )
+        names = _named_by(class_file, labels, rule) if class_file else {label: rule(label) for label in labels}
         _refuse_twins(names)
         for label, name in names.items():
+            if not any(char.isprintable() and not char.isspace() for char in name):
+                raise DataError(f"class {label!r} has a name without any letter: rename it, or give --classes.")
             if name.encode("utf-8", "ignore").decode() != name:
                 raise DataError(f"class folder {label!r} has a name that is no UTF-8: rename it, or give --classes.")
         return cls(names)
 
 
-def _read_class_file(file: Path) -> dict[str, str]:
-    """`folder<TAB>name` a line, a name alone a line (its folder is the same name), or a JSON object."""
-    text = _read_text(file)
-    if file.suffix.lower() == ".json":
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"class file {file} is not JSON: {error}.") from error
-        if not isinstance(record, dict) or not all(isinstance(v, str) for v in record.values()):
-            raise DataError(f'class file {file} must be one JSON object {{"folder": "class name", …}}.')
-        _require_names(record, file)
-        return record
-    names: dict[str, str] = {}
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        folder, tab, name = line.partition("\t")
-        if folder.strip() in names:
-            raise DataError(f"class file {file} names {folder.strip()!r} twice: one line a folder.")
-        names[folder.strip()] = name.strip() if tab else name_of_folder(folder)
-    if not names:
-        raise DataError(f"class file {file} is empty: expected a line `folder<TAB>class name` for each class.")
-    _require_names(names, file)
-    return names
+def read_new_classes(file: Path, rule: NameRule = name_of_folder) -> tuple[str, ...]:
+    """Names of classes, one a line; of a class file (`folder<TAB>name` lines or a JSON object) the names count.
 
-
-def _require_names(names: Mapping[str, str], file: Path) -> None:
-    for folder, name in names.items():
-        if not name.strip():
-            raise DataError(f"class file {file} gives {folder!r} an empty name.")
-
-
-def read_new_classes(file: Path) -> tuple[str, ...]:
-    """One class name a line; underscores become spaces, for a folder's name is often what is listed.
-
-    Of a class file (`folder<TAB>name` lines or a JSON object) the names count.
+    Args:
+        rule: what becomes of a bare line, see `name_rule`: a class has one prompt, whether it is listed or found.
 
     Raises:
         DataError: the file is missing, empty, or names a class twice.
     """
+    names = _read_class_file(file, rule)
+    _refuse_twins(names)
+    return tuple(names.values())
+
+
+def some(names: Sequence[str]) -> str:
+    """Names, few enough for a sentence: "'a', 'b', 'c', 'd', 'e' and 494 more"."""
+    return shortened([repr(name) for name in names])
+
+
+def shortened(items: Sequence[str], most: int = 5) -> str:
+    """The first items and how many more there are."""
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _named_by(class_file: Path, labels: Sequence[str], rule: NameRule) -> dict[str, str]:
+    """The file's names; its order is the order of the classes: CoOp's base and new halves follow it."""
+    given = _read_class_file(class_file, rule)
+    by_key = {key_of(label): label for label in labels}
+    exact = {label: label for label in labels}  # goes before another spelling of the same name
+    matched = {line: label for line in given if (label := exact.get(line) or by_key.get(key_of(line)))}
+    names = {label: given[line] for line, label in matched.items()}
+    missing = [label for label in labels if label not in names]
+    if missing:
+        unused = [line for line in given if line not in matched]
+        raise DataError(
+            f"{class_file} does not match the folders: no name for {some(missing)}; "
+            f"no folder for {some(unused) if unused else 'none of its lines'}."
+        )
+    return names
+
+
+def _read_class_file(file: Path, rule: NameRule) -> dict[str, str]:
+    """`folder<TAB>name` a line, a name alone a line (its folder is the same name), or a JSON object."""
     text = _read_text(file)
-    if file.suffix.lower() == ".json" or "\t" in text:
-        names = list(_read_class_file(file).values())
-    else:
-        names = [name_of_label(line) for line in text.splitlines() if line.strip()]
+    names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text, rule)
     if not names:
-        raise DataError(f"{file} names no class: expected one class name a line.")
-    _refuse_twins({name: name for name in names})
-    return tuple(names)
+        raise DataError(f"{file} names no class: expected a line `class name` or `folder<TAB>class name` for each.")
+    for folder, name in names.items():
+        if not name.strip():
+            raise DataError(f"class file {file} gives {folder!r} an empty name.")
+        if any(unicodedata.category(char) == "Cc" for char in name):
+            raise DataError(f"class file {file} gives {folder!r} a name with a control character: take it out.")
+    return names
+
+
+def _from_json(file: Path, text: str) -> dict[str, str]:
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"class file {file} is not JSON: {error}.") from error
+    if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
+        raise DataError(f'class file {file} must be one JSON object {{"folder": "class name", …}}.')
+    return record
+
+
+def _from_lines(file: Path, text: str, rule: NameRule) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for line in filter(str.strip, text.replace("\r\n", "\n").split("\n")):
+        folder, tab, name = line.partition("\t")
+        if folder.strip() in names:
+            raise DataError(f"class file {file} names {folder.strip()!r} twice: one line a class.")
+        names[folder.strip()] = name.strip() if tab else rule(folder)
+    return names
 
 
 def _read_text(file: Path) -> str:
+    require_regular(file, "class file")
     try:
         return file.read_text("utf-8-sig")
     except OSError as error:
@@ -115,8 +138,3 @@ def _refuse_twins(names: Mapping[str, str]) -> None:
                 f"{seen[key_of(name)]!r} and {label!r} are both called {name!r}: a class name must be unique."
             )
         seen[key_of(name)] = label
-
-
-def _some(labels: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(repr(label) for label in labels[:most])
-    return shown + (f" and {len(labels) - most} more" if len(labels) > most else "")

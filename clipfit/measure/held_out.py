@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clipfit.config import EvaluateConfig
 from clipfit.data import layout
+from clipfit.data.copies import Known, first_of_each, identify
 from clipfit.data.images import content_hash
 from clipfit.data.layout import LabelledImages, Sample
-from clipfit.data.names import read_new_classes
+from clipfit.data.names import name_rule, read_new_classes, some
 from clipfit.errors import DataError
 from clipfit.prompts import excluding, key_of
 from clipfit.runs.record import Run
@@ -37,51 +38,49 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
     own = config.data is None
     place = config.data or run.place("shots")
     assert place is not None
-    class_file = config.classes or (run.place("classes") if own else None)
-    image_root = config.image_root or (run.place("image_root") if own else None)
-    if own and not place.exists():
-        raise DataError(f"{place}, which {run.path} was made from, is no longer there: pass --data with images.")
-    found = layout.read(place, class_file, image_root)
-    if own:
-        _require_own(run, found, place)
-    candidates, notes = _candidates(run, found, own)
-    new, label_of = _label_sets(run, found, candidates, config, notes)
+    found = _read(run, config, place, own)
+    listed = read_new_classes(config.new_classes, name_rule(place)) if config.new_classes else None
+    names = _names(run, found, listed or (), own_names=config.classes is not None)
+    candidates, notes = _candidates(run, found, place, own)
+    candidates = [_called(sample, names) for sample in candidates]
+    if listed is None:
+        present = {sample.label for sample in candidates}
+        new = tuple(excluding((name for name in dict.fromkeys(names.values()) if name in present), run.base))
+    else:
+        new = tuple(excluding(listed, run.base))
+        _require_images(run, candidates, new, config, provided=not own or found.test is not None)
+        trained = [name for name in listed if name not in new]
+        if trained:
+            notes.append(f"{some(trained)}: listed as new, but trained on; counted as base")
 
-    samples = [Sample(s.path, s.source, label_of[s.label]) for s in candidates if s.label in label_of]
+    wanted = {*run.base, *new}
+    samples = [sample for sample in candidates if sample.label in wanted]
     if len(samples) < len(candidates):
         notes.append(f"{len(candidates) - len(samples)} images of classes that are neither base nor new were left out")
     if not samples and not own:
-        raise DataError(f"{place} holds no image of a base or new class; base classes: {', '.join(run.base[:8])}.")
+        raise DataError(f"{place} holds no image of a base or new class; base classes: {some(run.base)}.")
 
-    on_shots = own and not any(s.label in run.base for s in samples)
+    on_shots = own and not any(sample.label in run.base for sample in samples)
     if on_shots:
         shots = {shot["path"] for shot in run.shots}
-        samples += [Sample(s.path, s.source, label_of[s.label]) for s in found.train if s.source in shots]
+        samples += [_called(sample, names) for sample in found.train if sample.source in shots]
         notes.append("base accuracy is measured on the shots: no evidence of generalisation")
-    if not any(s.label in new for s in samples):
-        wanted = f"for {_some(new)}" if new else "for each new class"
+    if not any(sample.label in new for sample in samples):
+        classes = f"for {some(new)}" if new else "for each new class"
         add = f"add images as {place}/test/<class>/ or " if found.test is not None and place.is_dir() else ""
-        notes.append(f"no new accuracy: {add}pass --data, with folders {wanted}")
-    return TestSet(tuple(samples), new, not on_shots, tuple(notes))
+        notes.append(f"no new accuracy: {add}pass --data, with folders {classes}")
+    return TestSet(tuple(samples), new, not on_shots, (*found.notes, *notes))
 
 
-def _candidates(run: Run, found: LabelledImages, own: bool) -> tuple[list[Sample], list[str]]:
-    """Images that may be measured on: no shot, and no copy of one under another name."""
-    paths = {*(shot["path"] for shot in run.shots), *run.config["skipped"]}
-    contents = {shot["sha256"] for shot in run.shots}
-    if found.test is not None:
-        candidates = list(found.test)
-    else:
-        candidates = [s for s in found.train if not own or s.source not in paths]
-    content = [content_hash(s.path) if s.path.is_file() else str(s.path) for s in candidates]
-    fresh = {(c, s.label): s for c, s in reversed(list(zip(content, candidates, strict=True))) if c not in contents}
-    notes, shown = [], sum(c in contents for c in content)
-    copies = len(candidates) - shown - len(fresh)
-    if shown:
-        notes.append(f"{shown} images have the very content of a shot and were left out")
-    if copies:
-        notes.append(f"{copies} images have the very content of another and were counted once")
-    return list(reversed(fresh.values())), notes
+def _read(run: Run, config: EvaluateConfig, place: Path, own: bool) -> LabelledImages:
+    if not own:
+        return layout.read(place, config.classes, config.image_root)
+    if not place.exists():
+        raise DataError(f"{place}, which {run.path} was made from, is no longer there: pass --data with images.")
+    class_file, image_root = config.classes or run.place("classes"), config.image_root or run.place("image_root")
+    found = layout.read(place, class_file, image_root)
+    _require_own(run, found, place)
+    return found
 
 
 def _require_own(run: Run, found: LabelledImages, place: Path) -> None:
@@ -93,37 +92,80 @@ def _require_own(run: Run, found: LabelledImages, place: Path) -> None:
         raise DataError(f"{place} holds none of the shots of {run.path}: pass --data with images to measure it on.")
 
 
-def _label_sets(
-    run: Run, found: LabelledImages, candidates: Sequence[Sample], config: EvaluateConfig, notes: list[str]
-) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """The new classes, and each of the place's class names as a base or new class name (others are absent)."""
-    # a folder that the run has a name for keeps it in another place too, unless a class file names that place's own
-    known = {} if config.classes else run.names
-    known_as = {name: known.get(folder, name) for folder, name in found.names.items()}
-    present = {s.label for s in candidates}
-    if config.new_classes is None:
-        new = tuple(excluding((mine for name, mine in known_as.items() if name in present), run.base))
-    else:
-        listed = read_new_classes(config.new_classes)
-        new = tuple(excluding(listed, run.base))
-        if not new:
-            raise DataError(f"every class in {config.new_classes} was trained on: there is none that is new.")
-        if len(new) < len(listed):
-            trained = [name for name in listed if name not in new]
-            notes.append(f"{_some(trained)}: listed as new, but trained on; counted as base")
-    by_key = {key_of(name): name for name in (*run.base, *new)}
-    label_of = {name: by_key[key_of(mine)] for name, mine in known_as.items() if key_of(mine) in by_key}
-    if config.new_classes is not None:
-        provided = config.data is not None or found.test is not None
-        without = [name for name in new if name not in {label_of.get(p) for p in present}]
-        # a folder of shots alone may lack all of them: then the new accuracy is null, and a note says so
-        if without and (provided or len(without) < len(new)):
-            raise DataError(
-                f"{config.new_classes} names {len(without)} new class(es) without images: {_some(without)}; "
-                f"add a folder of images for each to {config.data or run.config['shots']}, or take the names out."
-            )
-    return new, label_of
+# ---- images
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+def _candidates(run: Run, found: LabelledImages, place: Path, own: bool) -> tuple[list[Sample], list[str]]:
+    """Images that may be measured on: no shot and no copy of one, each once; and what to say of the others."""
+    provided = found.train if found.test is None else found.test
+    of_adapt = _files(run, [shot["path"] for shot in run.shots])
+    if own:
+        of_adapt |= _files(run, run.config["skipped"])
+    others = [sample for sample in provided if sample.path.resolve() not in of_adapt]
+    known = Known.of(run.shots)
+    identities = identify(others, known, run.config.get("grey_bits"))
+    unseen = [i for i, identity in enumerate(identities) if identity not in known]
+    distinct = first_of_each([(identities[i].content, others[i].label) for i in unseen])
+    if provided and not unseen and not own:
+        raise DataError(
+            f"every image in {place} is a shot of {run.path}, or a copy of one: pass images that it was not trained on."
+        )
+    return [others[unseen[k]] for k in distinct], _left_out(
+        shots=0 if own and found.test is None else len(provided) - len(others),
+        copies_of_shots=len(others) - len(unseen),
+        copies=len(unseen) - len(distinct),
+    )
+
+
+def _left_out(shots: int, copies_of_shots: int, copies: int) -> list[str]:
+    said = [
+        (shots, "are shots and were left out"),
+        (copies_of_shots, "have the very content of a shot and were left out"),
+        (copies, "have the very content of another and were counted once"),
+    ]
+    return [f"{count} images {what}" for count, what in said if count]
+
+
+def _files(run: Run, sources: Iterable[str]) -> set[Path]:
+    """Where images of the run's own place are on this disk."""
+    place, image_root = run.place("shots"), run.place("image_root")
+    assert place is not None
+    if not place.is_dir():
+        return {((image_root or place.parent) / source).resolve() for source in sources}
+    # sources start at the folder of a split, or at the parent of a folder of classes
+    return {next(filter(Path.exists, (place / source, place.parent / source)), place).resolve() for source in sources}
+
+
+# ---- class names
+
+
+def _names(run: Run, found: LabelledImages, listed: Sequence[str], own_names: bool) -> dict[str, str]:
+    """Class names of the place → the one name that each class has in this evaluation.
+
+    A folder that the run has a name for keeps it in another place too, unless that place has a class file of its own
+    (`own_names`). Then base classes are spelt as in training, new ones as in the list.
+    """
+    of_run = {} if own_names else run.names
+    spelling = {key_of(name): name for name in (*listed, *run.base)}
+    names = {name: of_run.get(folder, name) for folder, name in found.names.items()}
+    return {name: spelling.get(key_of(known_as), known_as) for name, known_as in names.items()}
+
+
+def _called(sample: Sample, names: Mapping[str, str]) -> Sample:
+    return replace(sample, label=names[sample.label])
+
+
+def _require_images(
+    run: Run, candidates: Sequence[Sample], new: Sequence[str], config: EvaluateConfig, provided: bool
+) -> None:
+    """Raises DataError where no listed class is new, or one has no images. A folder of shots alone may lack all of
+    them (`provided` False): then the new accuracy is null, and a note says so."""
+    if not new:
+        raise DataError(f"every class in {config.new_classes} was trained on: there is none that is new.")
+    present = {sample.label for sample in candidates}
+    without = [name for name in new if name not in present]
+    if without and (provided or len(without) < len(new)):
+        raise DataError(
+            f"{config.new_classes} names {len(without)} new class(es) without images: {some(without)}; "
+            f"add a folder of images for each to {config.data or run.config['shots']}, or take the names out."
+        )

@@ -18,7 +18,8 @@ from clipfit import methods
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig, Recipe
 from clipfit.data import layout
-from clipfit.data.images import ImageStore, Viewed, content_hash, decode
+from clipfit.data.copies import Fingerprint, fingerprint
+from clipfit.data.images import ImageStore, Viewed, decode
 from clipfit.data.layout import Sample
 from clipfit.data.shots import Selection, select
 from clipfit.ensemble import interpolate
@@ -69,10 +70,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     options = method.configure(config.method_options)
     inputs = _inputs(config)
     images = layout.read(config.shots, config.classes, config.image_root)
-    if images.ignored:
-        progress.say(f"{images.ignored} files in class folders have no image's ending and are left out")
     unreadable: list[str] = []
     selection = select(images, config.shots_per_class, config.seed, _passing(config, unreadable))
+    for note in (*images.notes, *selection.notes):
+        progress.say(note)
     target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
 
     progress.say(f"loading {config.model}")
@@ -85,7 +86,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     pretrained = backbone.snapshot("cpu")
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
-    shots, hashes = _decoded(config, selection, unreadable)
+    shots, prints = _decoded(config, selection, unreadable)
     zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
 
     reports: list[StepReport] = []
@@ -112,7 +113,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         config=_config_record(config, plan, backbone, shots),
         base=selection.base,
         names=images.names,
-        shots=[{"path": s.source, "class": s.label, "sha256": h} for s, h in zip(shots.samples, hashes, strict=True)],
+        shots=[{"path": s.source, "class": s.label, **asdict(p)} for s, p in zip(shots.samples, prints, strict=True)],
         steps=[asdict(report) for report in reports],
         scale=backbone.scale.item(),
     )
@@ -161,20 +162,20 @@ def _passing(config: AdaptConfig, unreadable: list[str]) -> Callable[[Sample], b
     return readable if config.skip_bad_images else lambda sample: True
 
 
-def _decoded(config: AdaptConfig, selection: Selection, unreadable: list[str]) -> tuple[ImageStore, list[str]]:
-    """The shots, and their content hashes; what the draw passed over counts as skipped."""
+def _decoded(config: AdaptConfig, selection: Selection, unreadable: list[str]) -> tuple[ImageStore, list[Fingerprint]]:
+    """The shots, and what tells them from others; what the draw passed over counts as skipped."""
     shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
     shots.skipped += unreadable
     _require_every_class(shots, selection)
-    hashes = [content_hash(sample.path) for sample in shots.samples]
-    _require_one_label_each(shots, hashes)
-    return shots, hashes
+    prints = [fingerprint(sample, shots[i]) for i, sample in enumerate(shots.samples)]
+    _require_one_label_each(shots, prints)
+    return shots, prints
 
 
-def _require_one_label_each(shots: ImageStore, hashes: Sequence[str]) -> None:
+def _require_one_label_each(shots: ImageStore, prints: Sequence[Fingerprint]) -> None:
     first: dict[str, Sample] = {}
-    for sample, content in zip(shots.samples, hashes, strict=True):
-        other = first.setdefault(content, sample)
+    for sample, print_ in zip(shots.samples, prints, strict=True):
+        other = first.setdefault(print_.pixels, sample)
         if other.label != sample.label:
             raise DataError(
                 f"{other.source} ({other.label!r}) and {sample.source} ({sample.label!r}) are the same image: "

@@ -1,0 +1,113 @@
+"""Shots are told from held-out images by bytes, by pixels and by path, and copies count once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import make_classes, picture
+from PIL import Image
+
+from clipfit.data.copies import first_of_each
+from clipfit.data.images import pixel_hash
+
+
+def as_bmp(folder: Path) -> Path:
+    """Every picture of a folder saved anew: other bytes, the same pixels."""
+    for file in sorted(folder.rglob("*.png")):
+        Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+    return folder
+
+
+def measured(cli, run: Path, data: Path) -> tuple[int, list[str]]:
+    """How many images of base classes were measured on, and what was said."""
+    result = cli("evaluate", run, "--data", data, "--json")
+    assert result.code == 0, result.stderr
+    return result.document["alphas"][0]["base"]["n"], result.document["notes"]
+
+
+def test_shots_are_recorded_with_bytes_pixels_and_size(split_run, split):
+    import torch
+    from torchvision.transforms.functional import pil_to_tensor
+
+    for line in (split_run / "shots.jsonl").read_text().splitlines():
+        shot = json.loads(line)
+        assert shot["size"] == [36, 40]
+        assert shot["pixels"] == pixel_hash(pil_to_tensor(Image.open(split / shot["path"])))
+    ramp = torch.arange(24, dtype=torch.uint8)
+    assert pixel_hash(ramp.reshape(3, 2, 4)) != pixel_hash(ramp.reshape(3, 4, 2))
+
+
+def test_shots_saved_in_another_format_are_no_evidence(cli, split, split_run, tmp_path):
+    data = as_bmp(Path(shutil.copytree(split / "train", tmp_path / "again")))
+    cli("evaluate", split_run, "--data", data).fails(3, "every image in ", "again is a shot of ", "or a copy of one")
+    picture(4711).save(data / "dog" / "other.png")
+    count, notes = measured(cli, split_run, data)
+    assert count == 1
+    assert "6 images have the very content of a shot and were left out" in notes
+
+
+def test_copies_in_another_format_count_once(cli, split, split_run, tmp_path):
+    data = Path(shutil.copytree(split / "test", tmp_path / "animals"))
+    before, _ = measured(cli, split_run, data)
+    as_bmp(Path(shutil.copytree(split / "test", tmp_path / "more")))
+    shutil.copytree(tmp_path / "more", data, dirs_exist_ok=True)
+    after, notes = measured(cli, split_run, data)
+    assert after == before
+    assert "9 images have the very content of another and were counted once" in notes
+
+
+def test_the_runs_own_folder_as_data_holds_its_shots_out_by_path(cli, models, flat, tmp_path):
+    """Under whatever name it is reached, and although the shots' files are others by now."""
+    root = Path(shutil.copytree(flat, tmp_path / "pets"))
+    assert cli("adapt", root, "--shots", 2, "--model", models["vit"], "--output", "run").code == 0
+    for k, line in enumerate((tmp_path / "run" / "shots.jsonl").read_text().splitlines()):
+        picture(9000 + k).save(tmp_path / json.loads(line)["path"])
+    (tmp_path / "link").symlink_to(root)
+    for data in (root, tmp_path / "link", tmp_path / "pets" / ".." / "link"):
+        count, notes = measured(cli, tmp_path / "run", data)
+        assert count == 4
+        assert "8 images are shots and were left out" in notes
+
+
+def test_shots_of_a_manifest_and_of_a_split_are_held_out_by_path(cli, models, split, tmp_path):
+    root = Path(shutil.copytree(split, tmp_path / "animals"))
+    rows = [f"{p.relative_to(root)},{p.parent.name}" for p in sorted(root.glob("train/*/*.png"))]
+    (tmp_path / "m.csv").write_text("path,label\n" + "\n".join(rows))
+    for shots in ((root,), ("m.csv", "--image-root", root)):
+        assert cli("adapt", *shots, "--model", models["vit"], "--output", "run", "--overwrite").code == 0
+        for k, file in enumerate(sorted(root.glob("train/*/*.png"))):
+            picture(9000 + k).save(file)
+        cli("evaluate", "run", "--data", root / "train").fails(3, "every image in ", "train is a shot of run")
+
+
+def test_runs_of_before_know_the_bytes_of_their_shots_alone(cli, split, split_run, tmp_path):
+    run = Path(shutil.copytree(split_run, tmp_path / "run"))
+    shots = [json.loads(line) for line in (run / "shots.jsonl").read_text().splitlines()]
+    old = [{key: shot[key] for key in ("path", "class", "sha256")} for shot in shots]
+    (run / "shots.jsonl").write_text("".join(json.dumps(shot) + "\n" for shot in old))
+    data = Path(shutil.copytree(split / "train", tmp_path / "again"))
+    cli("evaluate", run, "--data", data).fails(3, "every image in ", "run, or a copy of one")
+    assert measured(cli, run, as_bmp(data))[0] == 6
+
+
+def test_one_picture_in_two_classes_is_refused_in_another_format_too(cli, models, tmp_path):
+    root = make_classes(tmp_path / "pets", {"cat": 2, "dog": 2})
+    Image.open(root / "cat" / "0.png").save(root / "dog" / "again.bmp")
+    cli("adapt", root, "--model", models["vit"]).fails(3, "again.bmp ('dog') are the same image")
+
+
+def test_the_first_of_each():
+    assert first_of_each(["b", "a", "b", "c", "a"]) == [0, 1, 3]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image"])
+def test_images_that_cannot_be_read_are_told_by_their_bytes(cli, split, split_run, tmp_path, damage):
+    data = Path(shutil.copytree(split / "test", tmp_path / "animals"))
+    (data / "cow" / "0.png").write_bytes(damage)
+    cli("evaluate", split_run, "--data", data).fails(3, "0.png cannot be read", "--skip-bad-images")
+    record = cli("evaluate", split_run, "--data", data, "--skip-bad-images", "--json").document
+    assert record["skipped"] == ["animals/cow/0.png"]
