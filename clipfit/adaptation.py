@@ -103,7 +103,7 @@ class Adaptation:
     def _adapters_on(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
         if self.adapters is None:
             return contextlib.nullcontext()
-        return lora.adapted(clip.model, self.adapters, torch.Generator(clip.device).manual_seed(self.seed))
+        return lora.adapted(clip, self.adapters, self.seed)
 
 
 def lora_settings(method: Method, config: AdaptConfig) -> LoraSettings:

@@ -26,6 +26,7 @@ from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
 from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
+from clipfit.streams import Rows
 
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
@@ -157,7 +158,7 @@ def task_of(clip: Clip, names: Sequence[str], method: str, **options: Any) -> tu
 
 def terms_of(objective: Objective, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
     """An objective's losses of normalised images (B, 3, H, W) and labels (B,)."""
-    batch = Batch.of(images, labels.tolist())
+    batch = Batch.of(images, labels.tolist(), Rows(0, tuple(range(len(labels)))))
     return objective.terms(objective.embed(batch), batch)
 
 

@@ -14,7 +14,7 @@ import clipfit
 PACKAGE = Path(clipfit.__file__).parent
 # from the bottom up; a module may import from lower rows, and a package from itself
 ROWS = [
-    {"errors", "version", "prompts", "losses", "events", "interrupts", "text"},
+    {"errors", "version", "prompts", "losses", "events", "interrupts", "streams", "text"},
     {"config", "ensemble"},
     {"data"},
     {"model"},

@@ -20,8 +20,9 @@ from clipfit.errors import ModelError, UsageError
 from clipfit.methods import METHODS
 from clipfit.model import loading, lora
 from clipfit.model.clip import Additions
-from clipfit.model.lora import LoraAttention
+from clipfit.model.lora import Adapters, LoraAttention
 from clipfit.prompts import prompts
+from clipfit.streams import Rows
 
 NAMES = ["bee", "cow", "dog"]
 
@@ -31,7 +32,7 @@ def adapters(backbone) -> dict[str, LoraAttention]:
 
 
 def attached(backbone, **settings) -> dict[str, LoraAttention]:
-    lora.attach(backbone.model, LoraSettings(**settings), torch.Generator().manual_seed(0))
+    backbone.adapters = lora.attach(backbone.model, Adapters(LoraSettings(**settings), 0, backbone.device))
     return adapters(backbone)
 
 
@@ -80,18 +81,46 @@ def test_q_k_and_v_have_adapters_of_their_own(vit):
     assert len({float(part.norm()) for part in parts}) == 3
 
 
+def masks(seed: int = 0, dropout: float = 0.25) -> Adapters:
+    return Adapters(LoraSettings(dropout=dropout), seed, torch.device("cpu"))
+
+
+def mask(numbers: tuple[int, ...], seed: int = 0, step: int = 7, tower: str = "image", block: int = 1, length: int = 9):
+    adapters = masks(seed)
+    with adapters.drawing(Rows(step, numbers)):
+        return adapters.mask(tower, block, length, 16)
+
+
+def test_a_dropout_mask_follows_from_seed_step_block_and_row_alone():
+    """So that any part of a batch, and any process, draws its own."""
+    whole = mask((3, 5, 8))
+    assert whole.shape == (3, 3, 9, 16)  # q k v, rows, length, width
+    assert torch.equal(mask((8, 3)), whole[:, [2, 0]])
+    assert torch.equal(mask((3, 5, 8), length=4), whole[:, :, :4])
+    others = [mask((3,), seed=1), mask((3,), step=8), mask((3,), tower="text"), mask((3,), block=0), mask((4,))]
+    assert all(not torch.equal(other, whole[:, :1]) for other in others)
+    assert not torch.equal(whole[0], whole[1])
+    assert (~mask(tuple(range(200)))).float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
 def test_dropout_is_of_the_adapters_input_and_only_in_training(vit):
-    module = attached(vit, dropout=0.25)["visual.transformer.resblocks.0.attn"]
-    x = torch.ones(50, 17, 64)
-    dropped = module._dropped(x)
-    assert dropped.shape == (3, 50, 17, 64)
-    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
-    assert not torch.equal(dropped[0], dropped[1])
+    """Embeddings with gradient differ by rows and steps; without one they are those of no dropout at all."""
+    moved(attached(vit, dropout=0.25))
+    x, tokens = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), vit.tokenize(NAMES)
+    rows = Rows(0, (0, 1, 2, 3))
+    u, t = vit.encode_image(x, rows=rows), vit.encode_text(tokens, Rows(0, (0, 1, 2)))
+    assert torch.equal(vit.encode_image(x, rows=rows), u)
+    torch.testing.assert_close(vit.encode_image(x[2:], rows=Rows(0, (2, 3))), u[2:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(vit.encode_text(tokens[1:], Rows(0, (1, 2))), t[1:], atol=1e-6, rtol=0)
+    assert not torch.allclose(vit.encode_image(x, rows=Rows(1, (0, 1, 2, 3))), u, atol=1e-3)
+    with pytest.raises(ValueError, match="which images or classes"):
+        vit.encode_image(x)
     with torch.no_grad():
-        assert torch.equal(module._dropped(x)[2], x)
-    assert torch.equal(attached(loading.load(vit.source.model), dropout=0.0)["transformer.resblocks.0.attn"]
-                       ._dropped(x)[0], x)  # fmt: skip
+        plain = vit.encode_image(x)
+    assert not torch.allclose(plain, u, atol=1e-3)
+    for module in adapters(vit).values():
+        object.__setattr__(module.settings, "dropout", 0.0)
+    torch.testing.assert_close(vit.encode_image(x), plain, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -143,12 +172,17 @@ def test_the_papers_settings_end_where_the_papers_end():
 
 
 def test_the_adapters_start_as_a_linear_layer_does(vit):
-    lora.attach(vit.model, LoraSettings(rank=8), torch.Generator().manual_seed(0))
+    attached(vit, rank=8)
     blocks = vit.model.visual.transformer.resblocks
     down = torch.stack([block.attn.down for block in blocks])  # (blocks, 3, rank, width)
     assert down.abs().max() <= 64**-0.5
     assert down.std().item() == pytest.approx((3 * 64) ** -0.5, rel=0.05)
     assert not any(block.attn.up.any() for block in blocks)
+    starts = {
+        tuple(Adapters(LoraSettings(), seed, vit.device).started(tower, block, (3, 2, 4)).flatten().tolist())
+        for seed in (0, 1) for tower in ("image", "text") for block in (0, 1)
+    }  # fmt: skip
+    assert len(starts) == 8
 
 
 @pytest.mark.parametrize(("per_class", "scale"), [(1, 2.0), (5, 4.0)])
@@ -211,4 +245,4 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, split):
         LoraSettings(dropout=1.0)
     with pytest.raises(ModelError, match="plain multi-head attention"):
         lora.attach(torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1), "transformer": torch.nn.Linear(1, 1)}),
-                    LoraSettings(), torch.Generator())  # fmt: skip
+                    Adapters(LoraSettings(), 0, torch.device("cpu")))  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_classes, task_of
 
-from clipfit import NonFiniteError, Recipe
+from clipfit import NonFiniteError, Recipe, streams
 from clipfit.data import layout
 from clipfit.data.images import ImageStore
 from clipfit.events import StepReport
@@ -16,6 +16,7 @@ from clipfit.methods import METHODS, Embeddings, Group, Term
 from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
 from clipfit.training import loop
+from clipfit.training.input import batches, crops
 from clipfit.training.state import Trained
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
@@ -50,25 +51,70 @@ def test_the_seed_alone_decides_the_run(models, shots, method):
 
 
 def test_every_image_once_an_epoch_in_an_order_of_its_own():
-    drawn = list(loop.batches(8, RECIPE, seed=3))
+    drawn = list(batches(8, RECIPE, seed=3))
     assert [epoch for epoch, _ in drawn] == [0, 0, 0, 1, 1, 1]
     assert [len(batch) for _, batch in drawn] == [3, 3, 2, 3, 3, 2]
     epochs = [[i for e, batch in drawn if e == epoch for i in batch] for epoch in range(2)]
     assert [sorted(order) for order in epochs] == [list(range(8))] * 2
     assert epochs[0] != epochs[1]
-    assert drawn == list(loop.batches(8, RECIPE, seed=3))
-    assert drawn != list(loop.batches(8, RECIPE, seed=4))
+    assert drawn == list(batches(8, RECIPE, seed=3))
+    assert drawn != list(batches(8, RECIPE, seed=4))
 
 
-def test_crops_differ_by_image_step_and_seed(shots):
+def seen(images, chosen, seed: int = 0, epoch: int = 5, recipe: Recipe = RECIPE) -> torch.Tensor:
+    return crops(images, chosen, (32, 32), recipe, seed, epoch)
+
+
+def test_crops_follow_from_image_epoch_and_seed_alone(shots):
+    """Whatever batch an image is in, so that any process can draw its share."""
     images = shots[0]
-    view = lambda seed, step: loop.views(images, [0, 0, 1], (32, 32), RECIPE, seed, step)  # noqa: E731
-    assert view(0, 0).shape == (3, 3, 32, 32)
-    assert view(0, 0).dtype == torch.uint8
-    assert torch.equal(view(0, 5), view(0, 5))
-    assert not torch.equal(view(0, 5)[0], view(0, 5)[1])
-    assert not torch.equal(view(0, 5), view(0, 6))
-    assert not torch.equal(view(0, 5), view(1, 5))
+    both = seen(images, [0, 1])
+    assert both.shape == (2, 3, 32, 32)
+    assert both.dtype == torch.uint8
+    assert torch.equal(seen(images, [4, 1, 0])[[2, 1]], both)
+    assert not torch.equal(seen(images, [0], epoch=6)[0], both[0])
+    assert not torch.equal(seen(images, [0], seed=1)[0], both[0])
+    same = Same(images[0])
+    assert not torch.equal(seen(same, [0])[0], seen(same, [1])[0])  # two images alike are cropped differently
+
+
+class Same:
+    """One image under every number."""
+
+    def __init__(self, image: torch.Tensor):
+        self.image = image
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.image
+
+
+def test_crops_show_the_share_of_the_area_that_was_asked_for():
+    """A picture of its own coordinates: how far a crop reaches tells its area."""
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(200.0), indexing="ij")
+    ramp = Same(torch.stack([x, y, 0 * x]).to(torch.uint8))
+
+    def shares(low: float, high: float) -> list[float]:
+        views = seen(ramp, list(range(60)), recipe=Recipe(crop_scale=(low, high))).float().flatten(2)
+        spans = (views.amax(2) - views.amin(2))[:, :2] / 199
+        return (spans[:, 0] * spans[:, 1]).tolist()
+
+    narrow, wide = shares(0.2, 0.3), shares(0.08, 1.0)
+    assert min(narrow) > 0.17
+    assert max(narrow) < 0.32
+    assert min(wide) < 0.2
+    assert max(wide) > 0.7
+
+
+def test_the_order_and_the_crops_have_streams_of_their_own():
+    seeds = {streams.stream_seed(0, purpose, 1, 2) for purpose in streams.PURPOSES}
+    assert len(seeds) == len(streams.PURPOSES)
+    assert streams.stream_seed(0, "crop", 1, 2) not in (
+        streams.stream_seed(0, "crop", 2, 1),
+        streams.stream_seed(1, "crop", 1, 2),
+    )
 
 
 def test_the_learning_rate_falls_along_a_cosine_to_nothing(models, shots):

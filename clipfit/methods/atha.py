@@ -82,8 +82,8 @@ class Atha:
         self.scale = logit_scale(task, options)
 
     def embed(self, batch: Batch) -> Embeddings:
-        u, t = self.clip.encode(batch.images, self.tokens)  # (B, D), (C, D)
-        return Embeddings(u, t)
+        rows = batch.image_rows, batch.text_rows(len(self.tokens))
+        return Embeddings(*self.clip.encode(batch.images, self.tokens, *rows))  # (B, D), (C, D)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         from torch.nn.functional import cross_entropy

@@ -8,20 +8,27 @@ from dataclasses import dataclass
 
 import torch
 
+from clipfit.streams import Rows
+
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with their labels, and which U of the C classes are among them (known before anything is computed)."""
+    """B images with their labels, and which U of the C classes are among them (known before anything is computed).
+
+    image_rows, present_rows: what random numbers of the images and of the present classes' texts go by.
+    """
 
     images: torch.Tensor  # (B, 3, H, W) float32, normalised
     labels: torch.Tensor  # (B,) int64 in [0, C)
     present: torch.Tensor  # (U,) int64: the distinct labels, ascending
     classes: torch.Tensor  # (B,) int64 in [0, U): each label's place in `present`
     counts: torch.Tensor  # (U,) int64: images of each class in `present`
+    image_rows: Rows
+    present_rows: Rows
 
     @classmethod
-    def of(cls, images: torch.Tensor, labels: Sequence[int]) -> Batch:
-        """A batch on the images' device."""
+    def of(cls, images: torch.Tensor, labels: Sequence[int], rows: Rows) -> Batch:
+        """A batch on the images' device; `rows` are the images'."""
         counts = sorted(Counter(labels).items())
         place = {label: position for position, (label, _) in enumerate(counts)}
 
@@ -30,5 +37,9 @@ class Batch:
 
         return cls(
             images, tensor(labels), tensor([label for label, _ in counts]), tensor([place[label] for label in labels]),
-            tensor([count for _, count in counts]),
+            tensor([count for _, count in counts]), rows, Rows(rows.step, tuple(place)),
         )  # fmt: skip
+
+    def text_rows(self, classes: int) -> Rows:
+        """Of the texts of all C classes."""
+        return Rows(self.image_rows.step, tuple(range(classes)))

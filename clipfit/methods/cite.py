@@ -45,8 +45,8 @@ class Cite:
         self.groups: tuple[Group, ...] = (Group({"cite.classifier": self.classifier}),)
 
     def embed(self, batch: Batch) -> Embeddings:
-        u = self.clip.encode_image(batch.images)  # (B, D)
-        t = self.clip.encode_text(self.tokens[batch.present])  # (U, D)
+        u = self.clip.encode_image(batch.images, rows=batch.image_rows)  # (B, D)
+        t = self.clip.encode_text(self.tokens[batch.present], batch.present_rows)  # (U, D)
         return Embeddings(u, t, teacher_u=self.teacher(batch.images))  # the teacher sees the same augmented images
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:

@@ -29,7 +29,7 @@ class CiteAtha(Cite):
     """L = L_DVA + λ·L_SCL + η·L_VLD of edited images; the teacher is plain CLIP.
 
     In L_DVA the class tokens are constants, for that term sends no gradient to the text tower: hence a second pass
-    through the image tower, with the same values (under LoRA with another dropout mask).
+    through the image tower, with the same values.
     """
 
     def __init__(self, task: Task, options: CiteAthaOptions):
@@ -37,10 +37,12 @@ class CiteAtha(Cite):
         self.groups = (*self.groups, started_strengths(task, options))
 
     def embed(self, batch: Batch) -> Embeddings:
-        t, z = self.clip.read(self.tokens)  # (C, D), (C, V): the candidates are all classes
+        t, z = self.clip.read(
+            self.tokens, batch.text_rows(len(self.tokens))
+        )  # (C, D), (C, V): the candidates are all classes
         assert z is not None
-        u = self.clip.encode_image(batch.images, z)  # (B, D)
-        dva_u = self.clip.encode_image(batch.images, z.detach())  # (B, D)
+        u = self.clip.encode_image(batch.images, z, batch.image_rows)  # (B, D)
+        dva_u = self.clip.encode_image(batch.images, z.detach(), batch.image_rows)  # (B, D)
         return Embeddings(u, t[batch.present], teacher_u=self.teacher(batch.images), dva_u=dva_u)
 
 

@@ -22,8 +22,8 @@ class Finetune:
         self.clip, self.tokens = task.clip, task.tokens
 
     def embed(self, batch: Batch) -> Embeddings:
-        u, t = self.clip.encode(batch.images, self.tokens)  # (B, D), (C, D)
-        return Embeddings(u, t)
+        rows = batch.image_rows, batch.text_rows(len(self.tokens))
+        return Embeddings(*self.clip.encode(batch.images, self.tokens, *rows))  # (B, D), (C, D)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         from torch.nn.functional import cross_entropy

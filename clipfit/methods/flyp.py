@@ -22,8 +22,8 @@ class Flyp:
         self.clip, self.tokens = task.clip, task.tokens
 
     def embed(self, batch: Batch) -> Embeddings:
-        u = self.clip.encode_image(batch.images)  # (B, D)
-        t = self.clip.encode_text(self.tokens[batch.present])  # (U, D)
+        u = self.clip.encode_image(batch.images, rows=batch.image_rows)  # (B, D)
+        t = self.clip.encode_text(self.tokens[batch.present], batch.present_rows)  # (U, D)
         return Embeddings(u, t)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:

@@ -20,7 +20,9 @@ from clipfit.errors import ModelError, first_line
 from clipfit.model import compat
 from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, invert_head, look
+from clipfit.model.lora import Adapters
 from clipfit.model.sources import Source, geometry_of, tokenizer_of
+from clipfit.streams import Rows
 
 ADDED = "clipfit."  # before the names of tensors that open_clip's CLIP does not have
 
@@ -64,6 +66,7 @@ class Clip:
         self._geometry = geometry_of(source)
         self.image_size = compat.image_size(model)
         self.additions = additions or Additions()
+        self.adapters: Adapters | None = None  # while only these are trained, see lora.adapted
         self.edits = self._new_edits()
         self.context = self._new_context()  # (words, text width)
 
@@ -157,13 +160,17 @@ class Clip:
         tokens: torch.Tensor = self._tokenizer(list(texts))
         return tokens.to(self.device)
 
-    def encode_image(self, images: torch.Tensor, class_tokens: torch.Tensor | None = None) -> torch.Tensor:
+    def encode_image(
+        self, images: torch.Tensor, class_tokens: torch.Tensor | None = None, rows: Rows | None = None
+    ) -> torch.Tensor:
         """Normalised images (B, 3, H, W) → unit-norm embeddings u (B, D), float32.
 
         Args:
             class_tokens: (C, V), of the texts that the images are compared with; needed where tokens are edited.
+            rows: which images these are; needed in training with adapters, whose dropout goes by it.
         """
-        return self._embedded(images, class_tokens, None)
+        with self._drawing(rows):
+            return self._embedded(images, class_tokens, None)
 
     def _embedded(
         self, images: torch.Tensor, class_tokens: torch.Tensor | None, seen: list[Look] | None
@@ -175,24 +182,33 @@ class Clip:
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, tokens: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """Token ids (n, context length) → unit-norm embeddings t (n, D), float32."""
-        return self.read(tokens).embeddings
+        return self.read(tokens, rows).embeddings
 
-    def read(self, tokens: torch.Tensor) -> Texts:
+    def read(self, tokens: torch.Tensor, rows: Rows | None = None) -> Texts:
         """Token ids (C, context length) → what the images need of these texts, by one pass through the text tower."""
         inner_block = self.edits.settings.text_block if self.edits else None
-        with autocast(self.device, self.precision):
+        with self._drawing(rows), autocast(self.device, self.precision):
             features, *inner = compat.text_features(
                 self.model, compat.cut(self.model, tokens), self.context, inner_block
             )
         t = F.normalize(features.float(), dim=1)
         return Texts(t, self._class_tokens(inner[0].float()) if inner else None)
 
-    def encode(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self,
+        images: torch.Tensor,
+        tokens: torch.Tensor,
+        image_rows: Rows | None = None,
+        text_rows: Rows | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, H, W) and the texts (C, context length) they are compared with → u (B, D), t (C, D)."""
-        texts = self.read(tokens)
-        return self.encode_image(images, texts.class_tokens), texts.embeddings
+        texts = self.read(tokens, text_rows)
+        return self.encode_image(images, texts.class_tokens, image_rows), texts.embeddings
+
+    def _drawing(self, rows: Rows | None) -> contextlib.AbstractContextManager[object]:
+        return self.adapters.drawing(rows) if self.adapters else contextlib.nullcontext()
 
     @torch.no_grad()
     def looks(self, images: torch.Tensor, texts: Texts) -> tuple[torch.Tensor, list[Look]]:

@@ -49,6 +49,12 @@ def text_blocks(model: Any) -> Sequence[torch.nn.Module]:
     return blocks
 
 
+def towers(model: Any) -> dict[str, Sequence[Any]]:
+    """The blocks of both towers; none where a tower is no transformer of open_clip's own."""
+    both = {"image": getattr(model.visual, "transformer", None), "text": model.transformer}
+    return {name: getattr(tower, "resblocks", ()) for name, tower in both.items()}
+
+
 def head(model: Any) -> Head:
     """The head of the vision transformer."""
     visual = model.visual

@@ -10,13 +10,61 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from clipfit import streams
 from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError
+from clipfit.model import compat
+from clipfit.streams import Rows
+
+if TYPE_CHECKING:
+    from clipfit.model.clip import Clip
+
+TOWERS = ("image", "text")
+
+
+class Adapters:
+    """What the adapters of all blocks share: their settings, and which random numbers they draw.
+
+    A dropout mask follows from the seed, the step, the tower's block and the number of the image or class it is for,
+    so that any part of a batch, or any process, can draw its own.
+    """
+
+    def __init__(self, settings: LoraSettings, seed: int, device: torch.device):
+        self.settings, self._seed, self._device = settings, seed, device
+        self._rows: Rows | None = None
+
+    @contextlib.contextmanager
+    def drawing(self, rows: Rows | None) -> Iterator[None]:
+        """Within: masks are those of these rows."""
+        before, self._rows = self._rows, rows
+        try:
+            yield
+        finally:
+            self._rows = before
+
+    def mask(self, tower: str, block: int, length: int, width: int) -> torch.Tensor:
+        """Which inputs of q, k, v are kept: (3, n, length, width) bool, for the n rows at hand."""
+        if self._rows is None:
+            raise ValueError("adapters with dropout need to know which images or classes they are trained on")
+        step, numbers = self._rows
+        # position by position: a text that is cut shorter draws the same numbers
+        own = (self._stream(f"{tower} dropout", step, block, number) for number in numbers)
+        drawn = torch.stack([torch.rand(length, 3, width, generator=g, device=g.device) for g in own])
+        return drawn.permute(2, 0, 1, 3) >= self.settings.dropout
+
+    def started(self, tower: str, block: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """A at the start: uniform within 1/√width, as torch's own linear layers start, and A in both papers' code."""
+        bound = 1 / math.sqrt(shape[-1])
+        generator = self._stream("adapters", TOWERS.index(tower), block)
+        return torch.empty(shape, device=self._device).uniform_(-bound, bound, generator=generator)
+
+    def _stream(self, purpose: str, *index: int) -> torch.Generator:
+        return streams.generator(self._seed, purpose, *index, device=self._device)
 
 
 class LoraAttention(torch.nn.Module):
@@ -25,17 +73,13 @@ class LoraAttention(torch.nn.Module):
     Stands in for an `nn.MultiheadAttention` in a block of open_clip's: batch first, inputs (n, L, width).
     """
 
-    def __init__(self, frozen: torch.nn.MultiheadAttention, settings: LoraSettings, generator: torch.Generator):
+    def __init__(self, frozen: torch.nn.MultiheadAttention, adapters: Adapters, tower: str, block: int):
         super().__init__()
-        self.frozen, self.settings, self.generator = frozen, settings, generator
-        width = frozen.embed_dim
-        like = frozen.in_proj_weight
-        bound = 1 / math.sqrt(width)  # as torch's own linear layers start, and A in the code of both papers
-        down = torch.empty(3, settings.rank, width, device=generator.device).uniform_(
-            -bound, bound, generator=generator
-        )
-        self.down = torch.nn.Parameter(down.to(like))  # A
-        self.up = torch.nn.Parameter(like.new_zeros(3, width, settings.rank))  # B: the first step starts at CLIP
+        self.frozen, self.adapters, self.tower, self.block = frozen, adapters, tower, block
+        self.settings = adapters.settings
+        width, like = frozen.embed_dim, frozen.in_proj_weight
+        self.down = torch.nn.Parameter(adapters.started(tower, block, (3, self.settings.rank, width)).to(like))  # A
+        self.up = torch.nn.Parameter(like.new_zeros(3, width, self.settings.rank))  # B: the first step starts at CLIP
 
     def forward(
         self,
@@ -59,7 +103,7 @@ class LoraAttention(torch.nn.Module):
         p = self.settings.dropout
         if p == 0 or not torch.is_grad_enabled():
             return x.expand(3, *x.shape)
-        kept = torch.rand(3, *x.shape, generator=self.generator, device=x.device) >= p
+        kept = self.adapters.mask(self.tower, self.block, *x.shape[1:])
         return x * kept.to(x) / (1 - p)
 
     @torch.no_grad()
@@ -70,36 +114,38 @@ class LoraAttention(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def adapted(model: Any, settings: LoraSettings, generator: torch.Generator) -> Iterator[None]:
+def adapted(clip: Clip, settings: LoraSettings, seed: int) -> Iterator[None]:
     """Within: a CLIP of which only adapters can be trained. Afterwards: a plain CLIP with the adapters merged."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    attach(model, settings, generator)
+    trainable = [parameter for parameter in clip.model.parameters() if parameter.requires_grad]
+    clip.adapters = attach(clip.model, Adapters(settings, seed, clip.device))
     yield
-    merge(model)
+    merge(clip.model)
+    clip.adapters = None
     for parameter in trainable:
         parameter.requires_grad_(True)
 
 
-def attach(model: Any, settings: LoraSettings, generator: torch.Generator) -> None:
+def attach(model: Any, adapters: Adapters) -> Adapters:
     """Freeze a CLIP of open_clip's, and put adapters on the attention of every block of both its towers.
 
     Raises:
         ModelError: a tower that is no transformer, or one whose attention is of another kind.
     """
     model.requires_grad_(False)
-    for tower in (getattr(model.visual, "transformer", None), model.transformer):
-        for block in getattr(tower, "resblocks", None) or [None]:
+    for tower, blocks in compat.towers(model).items():
+        for number, block in enumerate(blocks or [None]):
             attention = getattr(block, "attn", None)
             if not isinstance(attention, torch.nn.MultiheadAttention):
                 raise ModelError(
                     "--tuning lora needs two transformers with plain multi-head attention, but one of this model's "
                     f"towers has {type(attention or model.visual).__name__}: use --tuning full."
                 )
-            block.attn = LoraAttention(attention, settings, generator)
+            block.attn = LoraAttention(attention, adapters, tower, number)
+    return adapters
 
 
 def merge(model: Any) -> None:
     """Add the adapters to the weights they belong to: what is left is a plain CLIP again, still frozen."""
-    for tower in (model.visual.transformer, model.transformer):
-        for block in tower.resblocks:
+    for blocks in compat.towers(model).values():
+        for block in blocks:
             block.attn = block.attn.merged()

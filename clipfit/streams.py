@@ -1,0 +1,34 @@
+"""Every random number from one seed: a stream for each purpose and index, so that any part of the work draws its own.
+
+numpy's SeedSequence mixes the seed with the purpose and the index; the streams are independent of one another and of
+the order in which they are used. No stream is ever continued: what has an index of its own has a stream of its own,
+hence nothing of a generator's state needs to be saved.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+# the place in this list is part of every stream: append, never reorder
+PURPOSES = ("order", "crop", "adapters", "image dropout", "text dropout")
+
+
+def stream_seed(seed: int, purpose: str, *index: int) -> int:
+    """The seed of a stream: a 63-bit integer."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *index))
+    return int(sequence.generate_state(1, np.uint64)[0]) >> 1
+
+
+def generator(seed: int, purpose: str, *index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator at the start of a stream, for example ("crop", epoch, view)."""
+    return torch.Generator(device).manual_seed(stream_seed(seed, purpose, *index))
+
+
+class Rows(NamedTuple):
+    """Which rows of a step's work a tensor holds: images by view, or texts by class. Streams go by these numbers."""
+
+    step: int
+    numbers: tuple[int, ...]
