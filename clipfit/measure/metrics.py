@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers, overall and by class. `per_class`: class name → (right, images)."""
+    """A share of right answers, overall and by class. `per_class`: class name → (right, images), images ≥ 1."""
 
     right: int
     n: int
@@ -18,21 +19,46 @@ class Accuracy:
 
     @property
     def value(self) -> float:
+        """Over images ("micro"): a class counts as much as it has images."""
         return self.right / self.n
 
+    @property
+    def macro(self) -> float:
+        """The mean of the classes' accuracies: every class counts the same."""
+        return statistics.fmean(right / n for right, n in self.per_class.values())
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether a class has at least twice the images of another, so that `value` can hide what classes lose."""
+        counts = [n for _, n in self.per_class.values()]
+        return max(counts) >= 2 * min(counts)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95% interval of `value`."""
+        return wilson_interval(self.right, self.n)
+
     def as_json(self) -> dict[str, object]:
-        """Fractions of 1, with the Wilson 95% interval of the whole."""
-        low, high = wilson_interval(self.right, self.n)
+        """Fractions of 1."""
+        low, high = self.interval
         return {
             "accuracy": self.value,
             "n": self.n,
-            "interval": [low, high],
+            "low": low,
+            "high": high,
+            "macro": self.macro,
             "per_class": {name: {"accuracy": r / n, "n": n} for name, (r, n) in self.per_class.items()},
         }
 
 
 def accuracy(predicted: Sequence[str], actual: Sequence[str]) -> Accuracy:
-    """Share of predictions that name the right class; classes in order of first appearance."""
+    """Share of predictions that name the right class; classes in order of first appearance.
+
+    Raises:
+        ValueError: there are none, or not as many of one as of the other.
+    """
+    if not actual:
+        raise ValueError("there is no accuracy of no images")
     per_class: dict[str, tuple[int, int]] = {}
     for guess, truth in zip(predicted, actual, strict=True):
         right, n = per_class.get(truth, (0, 0))
@@ -40,22 +66,64 @@ def accuracy(predicted: Sequence[str], actual: Sequence[str]) -> Accuracy:
     return Accuracy(sum(r for r, _ in per_class.values()), len(actual), per_class)
 
 
+def confusion(predicted: Sequence[str], actual: Sequence[str]) -> Counter[tuple[str, str]]:
+    """How many images of a class were given a name: (class, name) → count; pairs that never occur count 0."""
+    return Counter(zip(actual, predicted, strict=True))
+
+
 def harmonic_mean(base: float, new: float) -> float:
     """HM = 2BN / (B + N), the base-to-new figure; 0 when both are."""
     return 2 * base * new / (base + new) if base + new > 0 else 0.0
 
 
-def wilson_interval(right: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a proportion (Wilson 1927), 95% by default.
+def wilson_interval(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927).
 
     It stays inside [0, 1] and is honest for small n and proportions near 0 or 1, where ±1.96·σ is not.
     """
-    p, zz = right / n, z * z
-    centre = (p + zz / (2 * n)) / (1 + zz / n)
-    half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    low = 0.0 if right == 0 else max(0.0, centre - half)  # exact at the ends, where rounding leaves 1e-19
-    high = 1.0 if right == n else min(1.0, centre + half)
-    return low, high
+    from scipy.stats import binomtest  # takes a while to import
+
+    found = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One accuracy minus another on the same images, with its 95% interval; fractions of 1."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def paired_difference(ours: Sequence[bool], theirs: Sequence[bool]) -> Difference:
+    """The share of right answers in `ours` minus that in `theirs`; item i of both is the same image.
+
+    Newcombe's square-and-add interval for paired proportions (Statistics in Medicine 17:2635–2650, 1998, method 10):
+    the Wilson intervals of both shares, joined with the correlation φ of the two answers. It is a closed form, has
+    about its nominal coverage from a handful of images on, and keeps a width where not one image changed sides;
+    there the interval of McNemar's test would shrink to a point, and the bootstrap too.
+    """
+    n = len(ours)
+    if not n:
+        raise ValueError("there is no difference on no images")
+    both = sum(a and b for a, b in zip(ours, theirs, strict=True))
+    right_a, right_b = sum(ours), sum(theirs)
+    a, b = right_a / n, right_b / n
+    low_a, high_a = wilson_interval(right_a, n)
+    low_b, high_b = wilson_interval(right_b, n)
+    # 2×2 counts: both right, only ours, only theirs, none; φ with the continuity correction of the paper's section 2
+    excess = both * (n - right_a - right_b + both) - (right_a - both) * (right_b - both)
+    corrected = max(excess - n / 2, 0) if excess > 0 else excess
+    spread = right_a * (n - right_a) * right_b * (n - right_b)
+    phi = corrected / math.sqrt(spread) if spread else 0.0
+    below = _joined(a - low_a, high_b - b, phi)
+    above = _joined(high_a - a, b - low_b, phi)
+    return Difference(a - b, a - b - below, a - b + above)
+
+
+def _joined(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))
 
 
 @dataclass(frozen=True)

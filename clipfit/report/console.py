@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from clipfit.events import StepReport
-from clipfit.measure.metrics import Accuracy, Estimate, wilson_interval
+from clipfit.measure.metrics import Estimate
+from clipfit.report import evaluation
 from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
@@ -94,27 +95,7 @@ class Console:
 
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
-        where = "held-out images" if result.held_out else "the shots themselves"
-        table = Table(title=escape(f"{result.run} ({result.method}) on {where} of {result.data}"), title_justify="left",
-                      box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
-        base, new, first = result.base_classes, result.new_classes, result.rows[0]
-        headings = (
-            "α", _heading("base", base, first.base), _heading("new", new, first.new), "HM",
-            _heading("union", base + new, first.union), "agrees with\nzero-shot",
-        )  # fmt: skip
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for row in result.rows:
-            mean = "–" if row.harmonic_mean is None else f"{row.harmonic_mean:.1%}"
-            label = f"{row.alpha:g}" + (" zero-shot" if row.alpha == 0 else "")
-            table.add_row(label, _share(row.base), _share(row.new), mean, _share(row.union), f"{row.agreement:.1%}")
-        self._out.print(table)
-        if per_class:
-            self._out.print(_class_table(result))
-        for note in result.notes:
-            self._out.print(f"note: {note}", markup=False, soft_wrap=True)
-        if result.skipped:
-            self._out.print(f"note: {len(result.skipped)} unreadable images were skipped", soft_wrap=True)
+        evaluation.show(self._out, result, per_class)
 
     def compared(self, report: EpisodeReport) -> None:
         """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
@@ -150,29 +131,7 @@ def percent(value: Estimate) -> str:
     return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
 
 
-def _share(accuracy: Accuracy | None) -> str:
-    if accuracy is None:
-        return "–"
-    low, high = wilson_interval(accuracy.right, accuracy.n)
-    return f"{accuracy.value:.1%} [{100 * low:.0f}–{100 * high:.0f}]"
-
-
-def _heading(part: str, classes: tuple[str, ...], accuracy: Accuracy | None) -> str:
-    return f"{part}\n{len(classes)} classes\n{accuracy.n if accuracy else 0} images"
-
-
 def _skipped(sources: tuple[str, ...]) -> str:
     if not sources:
         return ""
     return f"; {len(sources)} unreadable skipped ({', '.join(sources[:3])}{' …' if len(sources) > 3 else ''})"
-
-
-def _class_table(result: Evaluation) -> Table:
-    headings = ("class", *(f"α = {row.alpha:g}" for row in result.rows), "images")
-    table = Table(*headings, box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for part in ("base", "new"):
-        measured = [getattr(row, part) for row in result.rows]
-        for name, (_, n) in (measured[0].per_class if measured[0] else {}).items():
-            cells = [f"{m.per_class[name][0] / n:.0%}" for m in measured]
-            table.add_row(escape(name if part == "base" else f"{name} (new)"), *cells, str(n))
-    return table

@@ -1,0 +1,100 @@
+"""`evaluations/<name>/` in a run: the tables of one evaluation and the figures that follow from them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipfit.errors import ModelError
+from clipfit.measure.figures import Tables
+from clipfit.measure.predictions import Predictions
+from clipfit.runs import files
+
+FOLDER = "evaluations"
+DOCUMENT, MANIFEST = "evaluation.json", "files.json"
+HELD_OUT, ON_SHOTS = "held-out", "shots"
+
+
+def name_of(data: Path | None, held_out: bool) -> str:
+    """`held-out` for the run's own images (`shots` where those were measured on), else the data's, safe as a file's."""
+    if data is None:
+        return HELD_OUT if held_out else ON_SHOTS
+    place = data.resolve()
+    name = re.sub(r"[^\w.+-]+", "-", place.stem if place.is_file() else place.name).strip("-.")[:60]
+    return f"{name or 'data'}-data" if name in ("", HELD_OUT, ON_SHOTS) else name
+
+
+def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tables]) -> None:
+    """Write an evaluation, in place of one that is there; complete or not at all.
+
+    Args:
+        document: what `evaluate --json` says; each row is given `tables`, the files that its figures follow from.
+        tables: by α.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    with files.building(target, replace=True) as folder:
+        rows = []
+        for row in document["alphas"]:
+            stored = tables[row["alpha"]]
+            names = {part: _file_of(row["alpha"], part) for part in stored}
+            for part, table in stored.items():
+                table.save(folder / names[part])
+            rows.append({**row, "tables": names})
+        files.write_json(folder / DOCUMENT, {**document, "alphas": rows})
+        digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+        files.write_json(folder / MANIFEST, digests)
+
+
+def _file_of(alpha: float, part: str) -> str:
+    """The shortest digits that give α again: no two share a file."""
+    return f"predictions-{repr(alpha).removesuffix('.0')}{'' if part == 'union' else f'-{part}'}.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """An evaluation as it lies on disk; tables are read when asked for."""
+
+    folder: Path
+    document: Mapping[str, Any]
+
+    @property
+    def alphas(self) -> list[float]:
+        return [row["alpha"] for row in self.document["alphas"]]
+
+    def tables(self, alpha: float) -> Tables:
+        """The tables of one α.
+
+        Raises:
+            KeyError: this α was not measured. ModelError: a file is missing or not as it was written.
+        """
+        names = {row["alpha"]: row["tables"] for row in self.document["alphas"]}[alpha]
+        return {part: Predictions.load(_proven(self.folder / name)) for part, name in names.items()}
+
+
+def read(folder: Path) -> StoredEvaluation:
+    """An evaluation that `write` wrote.
+
+    Raises:
+        ModelError: its document is missing or not as it was written.
+    """
+    return StoredEvaluation(folder, files.read_json(_proven(folder / DOCUMENT)))
+
+
+def _proven(path: Path) -> Path:
+    try:
+        expected, found = files.read_json(path.with_name(MANIFEST))[path.name], _digest(path)
+    except (OSError, KeyError) as error:
+        raise ModelError(f"{path} is no part of a finished evaluation ({error}): evaluate again.") from error
+    if found != expected:
+        raise ModelError(f"{path} is not as clipfit wrote it (its SHA-256 is another): evaluate again.")
+    return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,107 @@
+"""The table of `evaluate`: every α beside zero-shot, within 80 columns."""
+
+from __future__ import annotations
+
+import rich.box
+import rich.console
+from rich.table import Table
+from rich.text import Text
+
+from clipfit.measure.figures import PARTS, AlphaResult
+from clipfit.measure.metrics import Accuracy
+from clipfit.text import printable
+from clipfit.verbs.evaluate import Evaluation
+
+
+def show(out: rich.console.Console, result: Evaluation, per_class: bool) -> None:
+    """Tables and notes of one evaluation."""
+    _line(out, _title(result))
+    out.print(_table(result))
+    if per_class:
+        _line(out, "accuracy by class, %; base classes among base classes, new ones among new ones")
+        out.print(_class_table(result))
+    for note in result.notes:
+        _line(out, f"note: {note}")
+    if result.skipped:
+        _line(out, f"note: {len(result.skipped)} unreadable images were skipped")
+
+
+def _line(out: rich.console.Console, text: str) -> None:
+    out.print(printable(text), markup=False, soft_wrap=True)
+
+
+def _title(result: Evaluation) -> str:
+    where = "held-out images" if result.held_out else "the shots themselves"
+    features = "" if result.features == "fp32" else f", features in {result.features}"
+    return f"{result.run} ({result.method}) on {where} of {result.data}{features}"
+
+
+def _table(result: Evaluation) -> Table:
+    """Three lines an α: accuracies with their intervals, the paired difference to zero-shot, and its interval."""
+    table = _empty_table()
+    first = result.rows[0]
+    counts = {"base": len(result.base_classes), "new": len(result.new_classes)}
+    table.add_column("α", no_wrap=True)
+    for part in PARTS:
+        accuracy = getattr(first, part)
+        classes = counts.get(part, sum(counts.values()))
+        table.add_column(f"{part}\n{classes} classes\n{accuracy.n if accuracy else 0} images", no_wrap=True)
+    table.add_column("HM", justify="right", no_wrap=True)
+    table.add_column("agrees\nwith 0", justify="right", no_wrap=True)
+    for row in result.rows:
+        table.add_row(
+            "0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}",
+            *(_share(getattr(row, part)) for part in PARTS),
+            "–" if row.harmonic_mean is None else f"{row.harmonic_mean:.1%}",
+            "" if row.alpha == 0 else f"{row.agreement:.1%}",
+        )
+        for line in _below(row, first):
+            table.add_row(*line, style="dim")
+    return table
+
+
+def _below(row: AlphaResult, zero_shot: AlphaResult) -> list[list[str]]:
+    """What stands under the accuracies of an α, by column."""
+    lines = []
+    accuracies: list[Accuracy | None] = [getattr(row, part) for part in PARTS]
+    if any(accuracy and accuracy.unbalanced for accuracy in accuracies):
+        lines.append(["macro", *(f"{accuracy.macro:6.1%}" if accuracy else "" for accuracy in accuracies)])
+    if row.alpha > 0:
+        found = [row.against_zero_shot.get(part) for part in PARTS]
+        mean, before = row.harmonic_mean, zero_shot.harmonic_mean
+        gain = "" if mean is None or before is None else f"{_points(mean - before)} "
+        lines.append(["− zero-shot", *(f"{_points(d.difference):>5}" if d else "" for d in found), gain])
+        lines.append(["  95%", *(f"[{_points(d.low)} {_points(d.high)}]" if d else "" for d in found)])
+    return lines
+
+
+def _share(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return "–"
+    low, high = accuracy.interval
+    return f"{accuracy.value:6.1%} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def _points(difference: float) -> str:
+    """Percentage points with their sign; no zero has one."""
+    points = f"{100 * difference:+.1f}"
+    return points[1:] if points[1:] == "0.0" else points.replace("-", "−")
+
+
+def _class_table(result: Evaluation) -> Table:
+    table = _empty_table()
+    table.add_column("class", overflow="fold", min_width=16)
+    for row in result.rows:
+        table.add_column(f"{row.alpha:g}", justify="right", no_wrap=True)
+    table.add_column("images", justify="right")
+    for part in ("base", "new"):
+        measured: list[Accuracy] = [getattr(row, part) for row in result.rows]
+        for name, (_, n) in (measured[0].per_class if measured[0] else {}).items():
+            cells = [f"{100 * accuracy.per_class[name][0] / n:.0f}" for accuracy in measured]
+            shown = printable(name if part == "base" else f"{name} (new)")
+            table.add_row(Text(shown), *cells, str(n))
+    return table
+
+
+def _empty_table() -> Table:
+    return Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
