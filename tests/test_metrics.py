@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
-from clipfit.measure.metrics import accuracy, harmonic_mean, wilson_interval
+from clipfit.measure.metrics import accuracy, confusion, harmonic_mean, paired_difference, wilson_interval
 
 
 def test_harmonic_mean():
@@ -34,7 +37,8 @@ def test_wilson_interval(right, n, low, high):
 
 def test_wilson_interval_by_hand():
     """5 of 10 at z = 2: centre (0.5 + 4/20) / 1.4 = 0.5; half 2/1.4 · √(0.025 + 0.01) = 0.26726."""
-    assert wilson_interval(5, 10, z=2) == pytest.approx((0.5 - 0.267261, 0.5 + 0.267261), abs=1e-6)
+    found = wilson_interval(5, 10, confidence=math.erf(math.sqrt(2)))
+    assert found == pytest.approx((0.5 - 0.267261, 0.5 + 0.267261), abs=1e-6)
 
 
 def test_wilson_interval_stays_inside_and_touches_the_ends():
@@ -53,8 +57,86 @@ def test_accuracy_overall_and_by_class():
     record = result.as_json()
     assert record["accuracy"] == 0.4
     assert record["n"] == 5
-    assert record["interval"] == pytest.approx(wilson_interval(2, 5))
+    assert (record["low"], record["high"]) == wilson_interval(2, 5)
+    assert record["macro"] == pytest.approx((2 / 3 + 0 + 0) / 3)
     assert record["per_class"]["cat"] == {"accuracy": pytest.approx(2 / 3), "n": 3}
+
+
+def test_a_large_class_hides_small_ones_in_micro_but_not_in_macro():
+    result = accuracy(["cat"] * 11, ["cat"] * 9 + ["dog"] * 2)
+    assert result.value == pytest.approx(9 / 11)
+    assert result.macro == 0.5
+    assert result.unbalanced
+    assert not accuracy(["cat"] * 5, ["cat"] * 3 + ["dog"] * 2).unbalanced
+
+
+def test_confusion_counts_what_each_class_was_taken_for():
+    counts = confusion(["cat", "dog", "dog", "cat"], ["cat", "cat", "cat", "dog"])
+    assert counts == {("cat", "cat"): 1, ("cat", "dog"): 2, ("dog", "cat"): 1}
+    assert counts["dog", "dog"] == 0
+
+
+def paired(both: int, ours: int, theirs: int, neither: int):
+    mine = [True] * (both + ours) + [False] * (theirs + neither)
+    return paired_difference(mine, [True] * both + [False] * ours + [True] * theirs + [False] * neither)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        # Newcombe 1998 (Statistics in Medicine 17:2635–2650), table II, method 10
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        # Altman et al., Statistics with Confidence (2000), table 6.2; and two of Fagerland et al. 2014
+        ((14, 5, 0, 22), 0.0115, 0.2265),
+        ((59, 6, 16, 80), -0.1186, -0.0046),
+        ((1, 1, 7, 12), -0.5069, -0.0256),
+    ],
+)
+def test_paired_difference_against_published_intervals(counts, low, high):
+    found = paired(*counts)
+    assert found.difference == pytest.approx((counts[1] - counts[2]) / sum(counts))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5.1e-5)
+
+
+def test_paired_difference_by_hand():
+    """One right against one wrong: φ = 0; Wilson of 1/1 is [1/(1 + z²), 1], of 0/1 its mirror; √2·z²/(1 + z²) below."""
+    z2 = 1.959963984540054**2
+    assert paired(0, 1, 0, 0).low == pytest.approx(1 - math.sqrt(2) * z2 / (1 + z2))
+    assert paired(0, 1, 0, 0).high == 1
+
+
+def test_paired_difference_turns_its_sign_with_the_sides():
+    one, other = paired(20, 9, 3, 8), paired(20, 3, 9, 8)
+    assert one.difference == -other.difference
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+def test_where_no_image_changed_sides_the_interval_keeps_a_width():
+    for counts in ((10, 0, 0, 10), (10, 0, 0, 0), (0, 0, 0, 10)):
+        found = paired(*counts)
+        assert found.difference == 0
+        assert found.low < 0 < found.high
+    assert paired(1000, 0, 0, 1000).high < paired(10, 0, 0, 10).high < 0.1  # of unpaired samples it would be 0.3
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.2, 0.1, 0.2), (0.8, 0.1, 0.02, 0.08), (0.3, 0.05, 0.05, 0.6)])
+def test_the_paired_interval_covers_the_true_difference(shares):
+    """1500 draws of 60 images, standard error 0.006; without φ, as for two sets of images, it covers 0.98 to 1."""
+    draws = np.random.default_rng(3).multinomial(60, shares, size=1500)
+    truth, known = shares[1] - shares[2], {}
+    for counts in map(tuple, draws.tolist()):
+        if counts not in known:
+            found = paired(*counts)
+            known[counts] = found.low <= truth <= found.high
+    covered = [known[counts] for counts in map(tuple, draws.tolist())]
+    assert 0.94 <= np.mean(covered) <= 0.98
+
+
+def test_there_is_no_figure_of_no_images():
+    with pytest.raises(ValueError, match="no images"):
+        accuracy([], [])
+    with pytest.raises(ValueError, match="no images"):
+        paired_difference([], [])
 
 
 def test_accuracy_refuses_lists_of_different_lengths():

@@ -162,16 +162,25 @@ def test_the_figures_are_those_of_open_clip_and_a_loop(split, split_run, tmp_pat
 
 def test_the_keys_that_scripts_rely_on(cli, split_run):
     record = cli("evaluate", split_run, "--json").document
-    assert set(record) >= {"run", "data", "method", "held_out", "base_classes", "new_classes", "alphas", "notes"}
+    assert set(record) == {
+        "run", "data", "method", "held_out", "features", "base_classes", "new_classes", "alphas", "notes", "skipped",
+        "kept",
+    }  # fmt: skip
     assert record["held_out"] is True
     assert record["base_classes"] == ["bee", "cow", "dog"]
     assert record["new_classes"] == ["Ant Lion", "elk"]
     assert [row["alpha"] for row in record["alphas"]] == [0.0, 0.5]
     for row in record["alphas"]:
-        assert set(row) >= {"alpha", "base", "new", "harmonic_mean", "union", "agreement_with_zero_shot"}
+        assert set(row) == {
+            "alpha", "base", "new", "harmonic_mean", "union", "agreement_with_zero_shot", "against_zero_shot",
+        }  # fmt: skip
         for part in ("base", "new", "union"):
             assert 0 <= row[part]["accuracy"] <= 1
-            assert row[part]["interval"][0] <= row[part]["accuracy"] <= row[part]["interval"][1]
+            assert set(row[part]) == {"accuracy", "n", "low", "high", "macro", "per_class"}
+            assert row[part]["low"] <= row[part]["accuracy"] <= row[part]["high"]
+            difference = row["against_zero_shot"][part]
+            assert set(difference) == {"difference", "low", "high"}
+            assert difference["low"] <= difference["difference"] <= difference["high"]
             assert sum(c["n"] for c in row[part]["per_class"].values()) == row[part]["n"]
 
 

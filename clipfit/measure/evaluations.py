@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfit.errors import ModelError
+from clipfit.errors import DataError, ModelError
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
 from clipfit.runs import files
@@ -89,7 +89,7 @@ def read(folder: Path) -> StoredEvaluation:
 def _proven(path: Path) -> Path:
     try:
         expected, found = files.read_json(path.with_name(MANIFEST))[path.name], _digest(path)
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, DataError) as error:
         raise ModelError(f"{path} is no part of a finished evaluation ({error}): evaluate again.") from error
     if found != expected:
         raise ModelError(f"{path} is not as clipfit wrote it (its SHA-256 is another): evaluate again.")
