@@ -286,7 +286,7 @@ def spoiled(folder: Path) -> Path:
     make_model(folder)
     file = folder / "open_clip_model.safetensors"
     state = load_file(file)
-    state["visual.ln_post.weight"][3] = float("nan")
+    state["visual.ln_post.weight"].fill_(3e38)  # a number, but what it scales overflows
     save_file(state, file)
     return folder
 

@@ -5,10 +5,16 @@ A version of open_clip that moves one of these names breaks this file and no oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import open_clip
 import torch
+from open_clip.factory import _find_checkpoint_in_dir
+from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from open_clip.transformer import VisionTransformer, text_global_pool
 
 from clipfit.errors import ModelError
@@ -125,3 +131,42 @@ def _projected(projection: Any, features: Tensor) -> Tensor:
         return features
     out: Tensor = projection(features) if isinstance(projection, torch.nn.Linear) else features @ projection
     return out
+
+
+# ---- what loading goes by
+
+
+def model_class(model_cfg: Mapping[str, Any]) -> str:
+    """The name of the class that open_clip would build: CLIP, CustomTextCLIP or CoCa."""
+    if not (model_cfg.get("custom_text") or model_cfg["text_cfg"].get("hf_model_name")):
+        return "CLIP"
+    return "CoCa" if "multimodal_cfg" in model_cfg else "CustomTextCLIP"
+
+
+def build(model_cfg: Mapping[str, Any]) -> open_clip.CLIP:
+    """A CLIP with random weights, as open_clip's create_model builds it; no other weights are fetched for a tower."""
+    cfg = copy.deepcopy({key: value for key, value in model_cfg.items() if key != "custom_text"})
+    if "timm_model_name" in cfg["vision_cfg"]:
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+    return open_clip.CLIP(**cfg)
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """The weight file that open_clip takes from a model folder."""
+    found = _find_checkpoint_in_dir(folder)
+    return Path(found) if found else None
+
+
+def preprocess_cfg(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given over open_clip's defaults."""
+    return merge_preprocess_dict(PreprocessCfg(), dict(given))
+
+
+def evaluation_transform(cfg: Mapping[str, Any]) -> list[Any]:
+    """The steps by which open_clip makes a picture its model's input."""
+    return list(image_transform_v2(PreprocessCfg(**cfg), is_train=False).transforms)
+
+
+def hub_tokenizer(place: str, mode: str | None, options: Mapping[str, Any]) -> Any:
+    """open_clip's wrapper of a tokenizer of the transformers library, from a folder or by name."""
+    return HFTokenizer(place, tokenizer_mode=mode, **options)

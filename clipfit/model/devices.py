@@ -19,14 +19,18 @@ def resolve_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
     try:
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {device!r} cannot be used here ({first_line(error)}); try --device cpu.") from error
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` → bf16 on a CUDA device with native bf16, else fp32 (a CPU without it is hundreds of times slower)."""
+    """What is asked for; `auto` → bf16 on a CUDA device that computes in it, fp32 elsewhere.
+
+    A device that emulates bf16 is slower with it than without, a CPU hundreds of times.
+    """
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"

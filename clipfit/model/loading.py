@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import open_clip
 import torch
 
 from clipfit.errors import ModelError, first_line
-from clipfit.model.clip import Additions, Clip
-from clipfit.model.sources import OFFLINE_HELP, Source, find, plain, quiet, state_sha256
+from clipfit.model import compat, lora, sources, weights
+from clipfit.model.clip import ADDED, Additions, Clip
+from clipfit.model.sources import OFFLINE_HELP, Origin, Source, quiet
 
 
 def load(model: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> Clip:
-    """Load a pre-trained CLIP.
+    """Load a pre-trained CLIP by name: see sources.find and fetch for what is taken and raised."""
+    return fetch(sources.find(model, pretrained), device)
+
+
+def fetch(
+    origin: Origin, device: torch.device | str = "cpu", additions: Additions | None = None, adapters: bool = False
+) -> Clip:
+    """Load a pre-trained CLIP, over a network where its weights are not on this machine.
 
     Args:
-        model: `clipfit-tiny`, `local-dir:FOLDER`, or a name of open_clip (`ViT-B-16`).
-        pretrained: for open_clip's names: one of its tags (default `openai`) or a local weight file.
+        additions: what the model is to have beyond open_clip's CLIP. adapters: whether LoRA is to train it.
 
     Raises:
-        UsageError: no such model or tag; the nearest names are given.
-        ModelError: the weights cannot be had or do not fit, or the model is not of open_clip's CLIP class.
+        ModelError: the model cannot have that (said before anything is fetched), or its weights cannot be had, do not
+            fit, or are not finite.
+        UsageError: the additions name a block that the model does not have, or words that cannot be learnt.
     """
-    name, pretrained, record = find(model, pretrained)
-    create = {"model_name": name, "pretrained": pretrained, "require_pretrained": True}
-    with quiet():
-        try:
-            loaded = open_clip.create_model(**create, quick_gelu=record["model_cfg"]["quick_gelu"])
-        except Exception as error:
-            raise ModelError(
-                f"the weights of {model}{f' / {pretrained}' if pretrained else ''} cannot be loaded "
-                f"({first_line(error)}); {OFFLINE_HELP}."
-            ) from error
-    if type(loaded) is not open_clip.CLIP:
-        raise ModelError(f"{model} is a {type(loaded).__name__}; clipfit adapts models of open_clip's CLIP class only.")
+    model = _built(origin)
+    size = model.visual.image_size
     source = Source(
-        model=model,
-        pretrained=pretrained,
-        sha256=state_sha256(loaded.state_dict()),
-        model_cfg=record["model_cfg"],
-        preprocess_cfg=plain(open_clip.get_model_preprocess_cfg(loaded)),
-        adapt_defaults=record.get("adapt", {}),
+        model=origin.model,
+        pretrained=origin.pretrained,
+        sha256="",
+        model_cfg=origin.model_cfg,
+        preprocess_cfg={**origin.preprocess_cfg, "size": size if isinstance(size, int) else list(size)},
+        adapt_defaults=origin.adapt_defaults,
     )
-    return Clip(loaded, source, torch.device(device))
+    if additions:
+        Clip(model, source, torch.device("cpu"), additions)  # raises now what it would raise after gigabytes
+    if adapters:
+        lora.require_attention(model)
+    weights.fill(model, origin.file or _fetched(origin), origin.architecture)
+    return Clip(
+        model, replace(source, sha256=weights.state_sha256(model.state_dict())), torch.device(device), additions
+    )
 
 
 def rebuild(
@@ -53,15 +59,13 @@ def rebuild(
     additions: Additions | None = None,
     device: torch.device | str = "cpu",
 ) -> Clip:
-    """A backbone from recorded facts and weights, without the pre-trained ones."""
-    with quiet():
-        model = open_clip.CLIP(**copy.deepcopy(dict(source.model_cfg)))
-    backbone = Clip(model, source, torch.device(device), additions)
-    backbone.load_state(state)
-    return backbone
+    """A CLIP from recorded facts and weights, without the pre-trained ones."""
+    clip = Clip(_built(source), source, torch.device(device), additions)
+    clip.load_state(state)
+    return clip
 
 
-def reload(source: Source, device: torch.device | str = "cpu") -> Clip:
+def reload(source: Source, device: torch.device | str = "cpu", additions: Additions | None = None) -> Clip:
     """Load the recorded pre-trained weights again, into the recorded architecture with the recorded preprocessing.
 
     What a configuration says today (a file beside the weights, a tag of another open_clip) may differ from what the
@@ -70,10 +74,55 @@ def reload(source: Source, device: torch.device | str = "cpu") -> Clip:
     Raises:
         ModelError: they cannot be had, or are not the recorded ones.
     """
-    backbone = load(source.model, source.pretrained, device)
-    if backbone.source.sha256 != source.sha256:
+    clip = fetch(sources.recorded(source), device, additions)
+    _require_same(source, clip.source.sha256)
+    return clip
+
+
+def go_on(
+    source: Source,
+    state: Mapping[str, torch.Tensor],
+    additions: Additions | None = None,
+    device: torch.device | str = "cpu",
+) -> Clip:
+    """A CLIP that an adapted one is the start of: what `rebuild` gives, with additions that the state may lack.
+
+    Those it lacks are attached without effect; those it has keep their values, and must be the ones named.
+
+    Raises:
+        ModelError: the weights are not the recorded ones, or the additions in them are others.
+    """
+    _require_same(source, weights.state_sha256(state))
+    added = any(name.startswith(ADDED) for name in state)
+    clip = rebuild(source, state, additions if added else None, device)
+    return clip if added or additions is None else clip.with_additions(additions)
+
+
+def _require_same(source: Source, found: str) -> None:
+    if found != source.sha256:
         raise ModelError(
             f"the weights of {source.model} changed since the run was made: expected SHA-256 {source.sha256[:16]}…, "
-            f"found {backbone.source.sha256[:16]}…; restore them, or adapt again."
+            f"found {found[:16]}…; restore them, or adapt again."
         )
-    return rebuild(source, backbone.state(), device=device)
+
+
+def _built(origin: Origin | Source) -> open_clip.CLIP:
+    """The architecture, with random weights. Raises ModelError where open_clip cannot build it."""
+    with quiet():
+        try:
+            return compat.build(origin.model_cfg)
+        except Exception as error:
+            raise ModelError(
+                f"open_clip cannot build {origin.model} as its model_cfg says ({first_line(error)}): correct it."
+            ) from error
+
+
+def _fetched(origin: Origin) -> Path:
+    """The file that open_clip downloads, or has in its cache."""
+    with quiet():
+        try:
+            return Path(open_clip.download_pretrained(dict(origin.tag)))
+        except Exception as error:
+            raise ModelError(
+                f"the weights of {origin.label} cannot be fetched ({first_line(error)}); {OFFLINE_HELP}."
+            ) from error

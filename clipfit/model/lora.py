@@ -125,22 +125,29 @@ def adapted(clip: Clip, settings: LoraSettings, seed: int) -> Iterator[None]:
         parameter.requires_grad_(True)
 
 
-def attach(model: Any, adapters: Adapters) -> Adapters:
-    """Freeze a CLIP of open_clip's, and put adapters on the attention of every block of both its towers.
-
-    Raises:
-        ModelError: a tower that is no transformer, or one whose attention is of another kind.
-    """
-    model.requires_grad_(False)
-    for tower, blocks in compat.towers(model).items():
-        for number, block in enumerate(blocks or [None]):
+def require_attention(model: Any) -> None:
+    """Raises ModelError for a tower that is no transformer, or one whose attention is of another kind."""
+    for blocks in compat.towers(model).values():
+        for block in blocks or [None]:
             attention = getattr(block, "attn", None)
             if not isinstance(attention, torch.nn.MultiheadAttention):
                 raise ModelError(
                     "--tuning lora needs two transformers with plain multi-head attention, but one of this model's "
                     f"towers has {type(attention or model.visual).__name__}: use --tuning full."
                 )
-            block.attn = LoraAttention(attention, adapters, tower, number)
+
+
+def attach(model: Any, adapters: Adapters) -> Adapters:
+    """Freeze a CLIP of open_clip's, and put adapters on the attention of every block of both its towers.
+
+    Raises:
+        ModelError: a tower that is no transformer, or one whose attention is of another kind.
+    """
+    require_attention(model)
+    model.requires_grad_(False)
+    for tower, blocks in compat.towers(model).items():
+        for number, block in enumerate(blocks):
+            block.attn = LoraAttention(block.attn, adapters, tower, number)
     return adapters
 
 

@@ -76,12 +76,13 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         progress.say(note)
     target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
 
-    progress.say(f"loading {config.model}")
-    backbone = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
-    backbone.precision = devices.resolve_precision(config.precision, backbone.device)
+    origin = sources.find(config.model, config.pretrained)
     counts = list(Counter(sample.label for sample in selection.shots).values())
-    plan = Adaptation.resolve(method, options, config, backbone.source.adapt_defaults, counts)
-    backbone = backbone.with_additions(plan.additions)
+    plan = Adaptation.resolve(method, options, config, origin.adapt_defaults, counts)
+    progress.say(f"loading {config.model}")
+    device = devices.resolve_device(config.device)
+    backbone = loading.fetch(origin, device, plan.additions, adapters=plan.adapters is not None)
+    backbone.precision = devices.resolve_precision(config.precision, device)
     files.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = backbone.snapshot("cpu")
 
@@ -141,8 +142,8 @@ def accuracy_on_shots(backbone: Clip, shots: ImageStore, selection: Selection, r
 def _inputs(config: AdaptConfig) -> dict[str, Path]:
     """The files and folders that the run is made from, as absolute paths."""
     places = {"shots": config.shots, "classes": config.classes, "image_root": config.image_root}
-    if config.model.startswith(sources.LOCAL_DIR):
-        places["model"] = Path(config.model.removeprefix(sources.LOCAL_DIR)).expanduser()
+    if (folder := sources.folder_of(config.model)) is not None:
+        places["model"] = folder
     if config.pretrained and Path(config.pretrained).is_file():
         places["pretrained"] = Path(config.pretrained)
     return {name: path.resolve() for name, path in places.items() if path}

@@ -1,0 +1,67 @@
+"""How a model wants its pictures: open_clip's preprocessing, checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clipfit.errors import ModelError
+from clipfit.model import compat
+
+INTERPOLATIONS = ("bicubic", "bilinear", "random")  # open_clip evaluates "random" as bicubic
+RESIZE_MODES = ("shortest", "longest", "squash")
+
+
+def settings(given: Mapping[str, Any], place: str = "preprocess_cfg") -> dict[str, Any]:
+    """What is given over open_clip's defaults, as JSON's types; `size` is the model's own and set with it.
+
+    Args:
+        given: null, and keys that open_clip does not know, count as not given. place: what errors name.
+
+    Raises:
+        ModelError: a value that open_clip cannot use; says key, expected and found.
+    """
+    if not isinstance(given, Mapping):
+        raise ModelError(f"{place} must be an object; found {given!r}.")
+    cfg = json.loads(json.dumps(compat.preprocess_cfg(given)))
+    for key, (holds, expected) in _RULES.items():
+        if not holds(cfg[key]):
+            raise ModelError(f"{place}.{key} must be {expected}; found {cfg[key]!r}.")
+    return dict(cfg)
+
+
+def geometry(cfg: Mapping[str, Any]) -> list[Any]:
+    """The steps of open_clip's own evaluation transform that come before ToTensor and Normalize."""
+    steps = compat.evaluation_transform(cfg)
+    kinds = [type(step).__name__ for step in steps]
+    if not kinds[-2].endswith("ToTensor") or kinds[-1] != "Normalize":
+        raise ModelError(f"this open_clip preprocesses in an unknown way ({', '.join(kinds)}); please report it.")
+    return steps[:-2]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _three_numbers(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_number, value))
+
+
+def _three_positive_numbers(value: Any) -> bool:
+    return _three_numbers(value) and min(value) > 0
+
+
+def _colour(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+
+
+_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "mode": (("RGB",).__contains__, "'RGB'"),
+    "mean": (_three_numbers, "three numbers"),
+    "std": (_three_positive_numbers, "three numbers above 0"),
+    "interpolation": (INTERPOLATIONS.__contains__, f"one of {', '.join(INTERPOLATIONS)}"),
+    "resize_mode": (RESIZE_MODES.__contains__, f"one of {', '.join(RESIZE_MODES)}"),
+    "fill_color": (_colour, "a whole number from 0 to 255"),
+}
