@@ -18,6 +18,7 @@ from clipfit.model import lora
 from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
 from clipfit.training import loop
+from clipfit.training.input import Schedule
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Adaptation:
     shots_per_class: int  # of the class that has most
     seed: int
     learn_context: bool = False
+    balance: bool = False
 
     @classmethod
     def resolve(
@@ -98,7 +100,8 @@ class Adaptation:
         objective = self.method.build(task, self.options)
         context = [] if clip.context is None else [Group({"clipfit.context": clip.context}, 2e-3, 5e-4, momentum=0.9)]
         with self._adapters_on(clip), loop.deterministic(clip.device):
-            loop.train(clip, objective, images, labels, self.recipe, self.seed, on_step, context)
+            schedule = Schedule(labels, self.recipe, self.seed, self.balance)
+            loop.train(clip, objective, images, schedule, on_step, context)
 
     def _adapters_on(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
         if self.adapters is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from clipfit.methods import METHODS, Embeddings, Group, Term
 from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
 from clipfit.training import loop
-from clipfit.training.input import batches, crops
+from clipfit.training.input import Schedule
 from clipfit.training.state import Trained
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=2, batch_size=3)
@@ -36,7 +38,7 @@ def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe =
     task, objective = task_of(loading.load(model), names, method)
     backbone = task.clip
     reports: list[StepReport] = []
-    loop.train(backbone, objective, images, labels, recipe, seed, reports.append)
+    loop.train(backbone, objective, images, Schedule(labels, recipe, seed), reports.append)
     return backbone, reports
 
 
@@ -50,19 +52,50 @@ def test_the_seed_alone_decides_the_run(models, shots, method):
     assert [r.losses for r in run(models["vit"], shots, seed=1, method=method)[1]] != [r.losses for r in first]
 
 
+def batches(labels: Sequence[int], seed: int = 3, **given) -> list[tuple[int, list[int]]]:
+    schedule = Schedule(labels, RECIPE, seed, **given)
+    return [schedule.step(number) for number in range(schedule.steps)]
+
+
 def test_every_image_once_an_epoch_in_an_order_of_its_own():
-    drawn = list(batches(8, RECIPE, seed=3))
+    drawn = batches([0] * 8)
     assert [epoch for epoch, _ in drawn] == [0, 0, 0, 1, 1, 1]
-    assert [len(batch) for _, batch in drawn] == [3, 3, 2, 3, 3, 2]
     epochs = [[i for e, batch in drawn if e == epoch for i in batch] for epoch in range(2)]
     assert [sorted(order) for order in epochs] == [list(range(8))] * 2
     assert epochs[0] != epochs[1]
-    assert drawn == list(batches(8, RECIPE, seed=3))
-    assert drawn != list(batches(8, RECIPE, seed=4))
+    assert drawn == batches([0] * 8)
+    assert drawn != batches([0] * 8, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"), [(33, 32, [17, 16]), (32, 32, [32]), (8, 3, [3, 3, 2]), (10, 4, [4, 3, 3]), (2, 5, [2])]
+)
+def test_batches_are_of_even_size(count, most, sizes):
+    """AdamW takes nearly a full step from a batch of one."""
+    schedule = Schedule([0] * count, Recipe(epochs=1, batch_size=most), 0)
+    assert [len(schedule.step(number)[1]) for number in range(schedule.steps)] == sizes
+
+
+def test_balance_shows_as_many_of_every_class_as_the_largest_has():
+    labels = [0] * 7 + [1] * 3 + [2]
+    drawn = batches(labels, balance=True)
+    epochs = [[view for e, batch in drawn if e == epoch for view in batch] for epoch in range(2)]
+    for views in epochs:
+        assert len(views) == len(set(views)) == 21  # every view once: repetitions of an image have crops of their own
+        images = [view % 11 for view in views]
+        assert Counter(labels[i] for i in images) == {0: 7, 1: 7, 2: 7}
+        assert sorted(Counter(i for i in images if labels[i] == 1).values()) == [2, 2, 3]
+    assert epochs[0] != epochs[1]
+    once_more = {next(i for i in (7, 8, 9) if [v % 11 for v in views].count(i) == 3) for views in epochs}
+    several = {
+        next(i for i in (7, 8, 9) if [v % 11 for _, b in batches(labels, s, balance=True)[:7] for v in b].count(i) == 3)
+        for s in range(12)
+    }
+    assert once_more <= several == {7, 8, 9}
 
 
 def seen(images, chosen, seed: int = 0, epoch: int = 5, recipe: Recipe = RECIPE) -> torch.Tensor:
-    return crops(images, chosen, (32, 32), recipe, seed, epoch)
+    return Schedule([0] * len(images), recipe, seed).crops(images, epoch, chosen, (32, 32))
 
 
 def test_crops_follow_from_image_epoch_and_seed_alone(shots):
@@ -224,7 +257,7 @@ class Scripted:
 def test_terms_are_weighted_and_reported_by_name(vit, shots):
     images, labels, _ = shots
     reports: list[StepReport] = []
-    loop.train(vit, Scripted(vit, [1.0] * 6), images, labels, RECIPE, 0, reports.append)
+    loop.train(vit, Scripted(vit, [1.0] * 6), images, Schedule(labels, RECIPE, 0), reports.append)
     first = reports[0]
     assert first.losses["a"] == first.losses["b"] == pytest.approx(32)
     assert first.total == pytest.approx(2.5 * 32)
@@ -237,5 +270,5 @@ def test_terms_are_weighted_and_reported_by_name(vit, shots):
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_ruined(vit, shots, bad):
     images, labels, _ = shots
     with pytest.raises(NonFiniteError, match=r"step 3: the loss is not finite .*--learning-rate"):
-        loop.train(vit, Scripted(vit, [1.0, 1.0, bad]), images, labels, RECIPE, 0)
+        loop.train(vit, Scripted(vit, [1.0, 1.0, bad]), images, Schedule(labels, RECIPE, 0))
     assert all(t.isfinite().all() for name, t in vit.state().items() if name != "attn_mask")

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipfit.config import Recipe
 from clipfit.data.images import Images
 from clipfit.errors import NonFiniteError
 from clipfit.events import StepReport
@@ -18,7 +17,7 @@ from clipfit.methods import Group, Objective
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.streams import Rows
-from clipfit.training.input import batches, crops
+from clipfit.training.input import Schedule
 from clipfit.training.state import Trained
 
 
@@ -26,26 +25,25 @@ def train(
     clip: Clip,
     objective: Objective,
     images: Images,
-    labels: Sequence[int],
-    recipe: Recipe,
-    seed: int,
+    schedule: Schedule,
     on_step: Callable[[StepReport], None] = lambda report: None,
     more: Sequence[Group] = (),
 ) -> None:
     """Minimise the objective over the trainable weights of the model and the objective's own, in place.
 
-    AdamW (SGD for what asks for it) with cosine annealing to zero over all steps; the order of images and their crops
-    come from `seed`. `more`: what is trained beyond the weights and the objective's own parameters.
+    AdamW (SGD for what asks for it) with cosine annealing to zero over all steps. `more`: what is trained beyond the
+    weights and the objective's own parameters.
 
     Raises:
         NonFiniteError: a loss is not a finite number.
     """
+    recipe, steps = schedule.recipe, schedule.steps
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
-    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
-    for step, (epoch, chosen) in enumerate(batches(len(images), recipe, seed)):
+    for step in range(steps):
         annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
-        x = clip.normalize(crops(images, chosen, clip.image_size, recipe, seed, epoch))  # (B, 3, H, W)
-        batch = Batch.of(x, [labels[i] for i in chosen], Rows(step, tuple(chosen)))
+        epoch, views = schedule.step(step)
+        x = clip.normalize(schedule.crops(images, epoch, views, clip.image_size))  # (B, 3, H, W)
+        batch = Batch.of(x, [schedule.labels[view % len(images)] for view in views], Rows(step, tuple(views)))
         terms = objective.terms(objective.embed(batch), batch)
         total = sum((term.weight * term.value for term in terms.values()), torch.zeros((), device=clip.device))
         losses = {name: term.value.item() for name, term in terms.items()}  # a CPU–GPU sync
@@ -55,7 +53,7 @@ def train(
         total.backward()
         trained.step(annealed)
         rate = recipe.learning_rate * annealed
-        on_step(StepReport(step + 1, steps, epoch + 1, len(chosen), rate, losses, total.item()))
+        on_step(StepReport(step + 1, steps, epoch + 1, len(views), rate, losses, total.item()))
 
 
 @contextlib.contextmanager
