@@ -218,6 +218,29 @@ def test_the_class_token_is_never_touched_and_no_token_comes_or_goes(vit):
         assert (before != after).any(2).sum(1).tolist() == [edited] * 4
 
 
+def test_under_bf16_the_stream_is_float32_from_the_first_edited_block_on(vit):
+    """An edit of b = 0.01 added to a bf16 stream would lose many of its coordinates, now or in the next block."""
+    x, tokens = images_and_texts(vit)
+    edited = started(vit)
+    edited.precision = "bf16"
+    went: list[torch.Tensor] = []
+    for block in edited.model.visual.transformer.resblocks:
+        block.register_forward_hook(lambda _module, _args, out: went.append(out))
+        block.ln_1.register_forward_pre_hook(lambda _module, args: went.append(args[0]))
+    with torch.no_grad():
+        edited.encode(x, tokens)
+    assert len(went) == 4
+    assert all(h.dtype == torch.float32 and not torch.equal(h, h.bfloat16().float()) for h in went)
+
+
+def test_without_effect_it_is_plain_clip_to_the_bit_under_bf16_too(vit):
+    x, tokens = images_and_texts(vit)
+    edited = vit.with_additions(Additions(STRONG))
+    vit.precision = edited.precision = "bf16"
+    with torch.no_grad():
+        assert all(map(torch.equal, vit.encode(x, tokens), edited.encode(x, tokens)))
+
+
 def test_hooks_are_gone_after_a_forward_pass(vit):
     x, tokens = images_and_texts(vit)
     vit = started(vit)

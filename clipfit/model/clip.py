@@ -177,7 +177,12 @@ class Clip:
     ) -> torch.Tensor:
         if (class_tokens is None) != (self.edits is None):
             raise ValueError("class tokens belong to a model that edits patch tokens, and only to it")
-        editing = contextlib.nullcontext() if class_tokens is None else self._editing(class_tokens, seen)
+        # without effect, the features are plain CLIP's to the bit in bf16 too: the stream stays what it is
+        still = self.edits is not None and not torch.is_grad_enabled() and self.edits.without_effect
+        if class_tokens is None or (still and seen is None):
+            editing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        else:
+            editing = self._editing(class_tokens, seen)
         with autocast(self.device, self.precision), editing:
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
@@ -253,7 +258,8 @@ class Clip:
             seen.append(look(x[:, 1:], class_tokens, settings.head_ratio, settings.tail_ratio))
         with torch.autocast(self.device.type, enabled=False):  # a ranking in bf16 would be one of ties
             patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
-        return (torch.cat([x[:, :1], patches], 1), *rest)
+        # float32 from here on: open_clip's blocks add their bf16 products to it, and its norms keep the type they get
+        return (torch.cat([x[:, :1].float(), patches], 1), *rest)
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
