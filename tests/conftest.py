@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, adapt
 from clipfit.cli import app
+from clipfit.formats import consumer
 from clipfit.methods import METHODS, Objective, Task, Term
 from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
@@ -80,6 +83,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def vit(models: dict[str, str]) -> clip.Clip:
     """A freshly loaded little ViT CLIP."""
     return loading.load(models["vit"])
+
+
+@pytest.fixture(autouse=True)
+def consumers_run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Consumers of exports run in this process, which has torch already; gives what starts them in their own."""
+    in_their_own = consumer.start
+
+    def run_here(script: Path, arguments: Sequence[str], exchange: Path) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [str(script), *arguments])
+            runpy.run_path(str(script), run_name="__main__")
+
+    monkeypatch.setattr(consumer, "start", run_here)
+    return in_their_own
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 36)) -> Image.Image:

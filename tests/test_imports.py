@@ -22,6 +22,7 @@ ROWS = [
     {"methods"},
     {"training"},
     {"measure"},
+    {"formats"},
     {"adaptation"},
     {"verbs"},
     {"report"},
@@ -87,12 +88,12 @@ def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path
     [
         (
             "open_clip",
-            {"model", "verbs/adapt.py", "verbs/export.py"},
-        ),  # the verbs: its version, and the proof
+            {"model", "verbs/adapt.py", "formats/_consume_open_clip.py"},
+        ),  # adapt: its version; the consumer: it is nothing but that
         ("rich", {"report"}),
         ("typer", {"cli"}),
-        ("safetensors", {"runs/files.py"}),
-        ("PIL", {"data/images.py", "model/clip.py", "verbs/explain.py", "report/picture.py"}),
+        ("safetensors", {"runs/files.py", "formats/_consume_open_clip.py"}),
+        ("PIL", {"data/images.py", "model/clip.py", "formats", "verbs/explain.py", "report/picture.py"}),
         ("pickle", set()),
     ],
 )
@@ -100,6 +101,13 @@ def test_libraries_have_their_homes(library, homes):
     for path in INSIDE:
         if any(module.split(".")[0] == library for module, _ in imports(path)):
             assert path.as_posix() in homes or path.parts[0] in homes, f"{path} imports {library}"
+
+
+def test_consumers_of_exports_know_nothing_of_clipfit():
+    scripts = [path for path in INSIDE if path.name.startswith("_consume_")]
+    assert scripts
+    for path in scripts:
+        assert not own_imports(path), f"{path} imports clipfit"
 
 
 def test_nothing_is_ever_unpickled():

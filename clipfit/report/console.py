@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from clipfit.events import StepReport
+from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.metrics import Estimate
 from clipfit.report import evaluation
+from clipfit.text import printable
 from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
@@ -25,12 +27,12 @@ from clipfit.verbs.export import ExportResult
 class Console:
     """Shows what the library reports: a live bar on a terminal, a line an epoch elsewhere."""
 
-    def __init__(self) -> None:
-        self._out = rich.console.Console(stderr=True, highlight=False)
+    def __init__(self, out: rich.console.Console | None = None) -> None:
+        self._out = out or rich.console.Console(stderr=True, highlight=False)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[losses]}", markup=False),
             TextColumn("{task.fields[pace]:.0f} images/s"),
             TimeRemainingColumn(),
             console=self._out,
@@ -56,7 +58,11 @@ class Console:
     def say(self, text: str) -> None:
         """One dim line."""
         self._stop()
-        self._out.print(text, style="dim", markup=False, soft_wrap=True)
+        self._line(text, style="dim")
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        """A line as long as it is; nothing in it is taken for markup, nor obeyed by the terminal."""
+        self._out.print(printable(text), style=style, markup=False, soft_wrap=True)
 
     def step(self, report: StepReport) -> None:
         """Advance the bar, or print a line at the end of an epoch where there is no terminal."""
@@ -71,12 +77,11 @@ class Console:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in report.losses.items())
         self._bar.update(
             self._task, total=report.steps, completed=report.step, visible=True,
-            epoch=f"{report.epoch}", losses=losses, pace=pace,
+            epoch=f"{report.epoch}", losses=printable(losses), pace=pace,
         )  # fmt: skip
         if not self._live and report.step * 10 // report.steps > (report.step - 1) * 10 // report.steps:
             measured = f"  {pace:.0f} images/s" if self._images else ""  # the first step only starts the clock
-            text = f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}{measured}"
-            self._out.print(text, markup=False, soft_wrap=True)
+            self._line(f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}{measured}")
 
     def adapted(self, result: AdaptResult) -> None:
         """The summary of `adapt`."""
@@ -91,7 +96,7 @@ class Console:
             "next": f"clipfit evaluate {shlex.quote(str(result.run))}",
         }
         for name, text in rows.items():
-            self._out.print(f"{name:<14}{text}", markup=False, soft_wrap=True)
+            self._line(f"{name:<14}{text}")
 
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
@@ -100,13 +105,13 @@ class Console:
     def compared(self, report: EpisodeReport) -> None:
         """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
         c = report.config
-        table = Table(title=escape(f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class"),
-                      title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)  # fmt: skip
+        title = f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class"
+        table = Table(title=_cell(title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for heading in ("method", "shots", "α", "accuracy", "minus zero-shot\n(paired)", "episodes"):
             table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
         for row in report.rows:
             table.add_row(
-                escape(row.method), str(row.shots), f"{row.alpha:g}", percent(row.accuracy), percent(row.gain),
+                _cell(row.method), str(row.shots), f"{row.alpha:g}", percent(row.accuracy), percent(row.gain),
                 str(row.accuracy.n),
             )  # fmt: skip
         self._out.print(table)
@@ -114,14 +119,39 @@ class Console:
     def explained(self, result: Explained) -> None:
         """A line a picture."""
         for path, found in zip(result.pictures, result.predictions, strict=True):
-            self._out.print(f"{path}: {found['class']} {found['probability']:.0%}", markup=False, soft_wrap=True)
+            self._line(f"{path}: {found['class']} {found['probability']:.0%}")
 
     def exported(self, result: ExportResult) -> None:
-        """The line of `export`."""
-        self._out.print(
-            f"{result.output}: {result.format}, α = {result.alpha:g}; read back, logits within "
-            f"{result.largest_difference:.1e}", markup=False, soft_wrap=True,
-        )  # fmt: skip
+        """Where the export is, and the rows of its proof."""
+        proof = result.proof
+        where = f"{result.output}: {result.format}, α = {result.alpha:g}"
+        self._line(f"{where}; read back by {proof.consumer} in a process of its own")
+        for text in _proved(proof):
+            self._line(text)
+
+
+def _cell(text: str) -> str:
+    """What a user names, inside a table, whose cells are markup."""
+    return escape(printable(text))
+
+
+def _proved(proof: Proof) -> list[str]:
+    """A line a row of the proof, then a note on each kind of file that the consumer sees otherwise."""
+    shown = "shots" if proof.pictures == "shots" else "random pictures, for no shot is where it was"
+    texts = [f"  same pixels   {_agreeing(proof.identical_pixels, shown)}"]
+    if proof.files:
+        texts.append(f"  same files    {_agreeing(proof.files, f'shots as {proof.consumer} opens them')}")
+    alike: dict[tuple[str, str], list[str]] = {}
+    for file in proof.seen_otherwise:
+        alike.setdefault((file.reason, file.advice), []).append(file.path)
+    for (reason, advice), paths in alike.items():
+        which = f"{paths[0]} and {len(paths) - 1} more: each" if len(paths) > 1 else paths[0]
+        texts.append(f"note: {which} {reason}, so that {proof.consumer} sees another picture: {advice}")
+    return texts
+
+
+def _agreeing(row: Agreement, what: str) -> str:
+    return f"{row.images} {what}: logits within {row.largest_difference:.1e}, {row.same_labels} best labels the same"
 
 
 def percent(value: Estimate) -> str:

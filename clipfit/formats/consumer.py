@@ -1,0 +1,88 @@
+"""Running a consumer of an export: its own library, in a process that does not import clipfit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clipfit.errors import ClipfitError, OutputError
+from clipfit.runs import files
+
+SCRIPTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a consumer is asked: logits of pixels among texts, and of files as it decodes them itself.
+
+    pixels: (n, 3, H, W) float32, normalised. probe: (h, w, 3) uint8, an RGB picture that it is to preprocess.
+    files: n image files in the order of the pixels, or none.
+    """
+
+    pixels: torch.Tensor
+    probe: torch.Tensor
+    texts: Sequence[str]
+    files: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What it answers: logits (n, C), the probe as it preprocesses it (3, H, W), and the same of its own decoding.
+
+    file_pixels (n, 3, H, W) and file_logits are not finite where a file could not be opened; `errors` says why, by
+    index.
+    """
+
+    consumer: str  # its library and version
+    logits: torch.Tensor
+    probe: torch.Tensor
+    file_pixels: torch.Tensor
+    file_logits: torch.Tensor
+    errors: Mapping[int, str]
+
+
+def consume(script: str, folder: Path, request: Request) -> Answer:
+    """Ask a consumer (a script beside this file) for what it makes of an exported folder.
+
+    Raises:
+        ClipfitError: it fails. OutputError: there is no room for what is exchanged with it.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="clipfit-") as exchange:
+            return _exchanged(SCRIPTS / script, folder, request, Path(exchange))
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise OutputError(f"the export cannot be tried out in {place}: {error.strerror or error}.") from error
+
+
+def _exchanged(script: Path, folder: Path, request: Request, exchange: Path) -> Answer:
+    files.write_tensors(exchange / "request.safetensors", {"pixels": request.pixels, "probe": request.probe}, {})
+    asked = {
+        "texts": list(request.texts), "files": [str(file.absolute()) for file in request.files],
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    # in ASCII: what a file is called need not be UTF-8
+    (exchange / "request.json").write_text(json.dumps(asked), "ascii")
+    start(script, [str(folder.absolute()), str(exchange)], exchange)
+    tensors, record = files.read_tensors(exchange / "answer.safetensors")[0], files.read_json(exchange / "answer.json")
+    errors = {int(index): text for index, text in record["errors"].items()}
+    return Answer(record["consumer"], tensors["logits"], tensors["probe"], tensors["file_pixels"],
+                  tensors["file_logits"], errors)  # fmt: skip
+
+
+def start(script: Path, arguments: Sequence[str], exchange: Path) -> None:
+    """Run a script in a process of its own. Raises ClipfitError where it fails."""
+    copied = shutil.copy(script, exchange)  # beside it, `import open_clip` would find clipfit's file of that name
+    command = [sys.executable, copied, *arguments]
+    done = subprocess.run(command, cwd=exchange, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise ClipfitError(f"the export cannot be read back ({said}); it is not kept: please report it.")

@@ -1,0 +1,63 @@
+"""A folder that `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads, and clipfit with --model."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from clipfit.errors import ClipfitError
+from clipfit.formats import consumer, proof
+from clipfit.formats.base import Subject
+from clipfit.formats.proof import Pictures, Proof
+from clipfit.model.clip import Additions
+from clipfit.runs import files
+from clipfit.runs.record import Run, describe
+
+SCRIPT = "_consume_open_clip.py"
+WEIGHTS, CONFIG, ABOUT = "open_clip_model.safetensors", "open_clip_config.json", "clipfit.json"
+
+
+class OpenClipFolder:
+    """Weights, architecture and preprocessing under open_clip's names, and beside them what clipfit knows of them."""
+
+    name = "open_clip"
+
+    def holds(self, run: Run, additions: Additions) -> str | None:
+        """Any plain CLIP."""
+        if additions.edits:
+            return "edits of patch tokens"
+        return "context vectors" if additions.context else None
+
+    def write(self, subject: Subject, folder: Path) -> None:
+        """Raises OutputError where the place cannot be written or has no room."""
+        model, source = subject.model, subject.model.source
+        files.require_room(folder, model.bytes)
+        about = describe(subject.run.config, subject.run.base, model.scale.item(), subject.alpha)
+        files.write_tensors(folder / WEIGHTS, model.state(), about)
+        files.write_json(folder / CONFIG, {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg})
+        files.write_json(folder / ABOUT, {**about, "adapt": source.adapt_defaults})
+
+    def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
+        """open_clip's logits, of the pixels that clipfit saw, and of the shots as open_clip itself decodes them.
+
+        Raises:
+            ClipfitError: the files hold other tensors or another α than they should, or open_clip's logits differ.
+        """
+        _require_written(subject, folder)
+        return proof.prove(subject.model, subject.run, pictures, functools.partial(consumer.consume, SCRIPT, folder))
+
+
+def _require_written(subject: Subject, folder: Path) -> None:
+    """What no logit shows: every tensor (the embedding of a word that no class has, say), and the recorded α."""
+    state, metadata = files.read_tensors(folder / WEIGHTS)
+    expected = subject.model.state()
+    if state.keys() != expected.keys() or not all(torch.equal(t, expected[name]) for name, t in state.items()):
+        raise ClipfitError(f"{WEIGHTS} holds other tensors than were written; the export is not kept: try again.")
+    for record in (metadata, files.read_json(folder / ABOUT)):
+        if record.get("alpha") != subject.alpha:
+            raise ClipfitError(
+                f"the export records α = {record.get('alpha')}, but {subject.alpha} was asked for; it is not kept: "
+                "please report it."
+            )

@@ -1,0 +1,100 @@
+"""What people see: nothing that a user names is taken for markup, nor obeyed by a terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+
+from clipfit.config import EpisodesConfig
+from clipfit.events import StepReport
+from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
+from clipfit.measure.metrics import Estimate
+from clipfit.report.console import Console
+from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
+from clipfit.verbs.explain import Explained
+from clipfit.verbs.export import ExportResult
+
+HOSTILE = {
+    "markup": ("[red]loud[/]", "[red]loud[/]"),
+    "closing tag": ("[/nothing]", "[/nothing]"),
+    "ESC": ("\x1b[2Jgone", "\\x1b[2Jgone"),
+    "newline": ("two\nlines", "two\\nlines"),
+    "carriage return": ("over\rwritten", "over\\rwritten"),
+    "C1": ("\x9b31mred", "\\x9b31mred"),
+    "bidi": ("gpj\u202efdp", "gpj\\u202efdp"),
+    "surrogate": ("no\udcffutf", "no\\udcffutf"),
+}
+
+
+def adapted(name: str) -> AdaptResult:
+    facts: dict[str, Any] = {
+        "run": Path(name), "method": name, "model": name, "classes": 2, "shots": 4, "steps": 1, "losses": {name: 1.0},
+        "seconds": 1.0, "zero_shot_accuracy": 0.5, "adapted_accuracy": 1.0, "alpha": 0.5, "skipped": (name,),
+    }  # fmt: skip
+    return AdaptResult(**facts)
+
+
+def compared(name: str) -> EpisodeReport:
+    config = EpisodesConfig(Path(name), Path("out"), (name,), model=name)
+    return EpisodeReport(config, (EpisodeRow(name, 1, 0.5, Estimate(0.5, None, 1), Estimate(0.1, None, 1)),))
+
+
+def exported(name: str) -> ExportResult:
+    row = Agreement(4, 1e-6, 4)
+    return ExportResult(
+        Path(name), name, Path(name), 0.5, Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),))
+    )
+
+
+SHOWN = {
+    "say": lambda console, name: console.say(f"reading {name}"),
+    "step": lambda console, name: console.step(StepReport(1, 2, 1, 4, 1e-3, {name: 0.5}, 0.5)),
+    "adapted": lambda console, name: console.adapted(adapted(name)),
+    "compared": lambda console, name: console.compared(compared(name)),
+    "explained": lambda console, name: console.explained(
+        Explained(Path(name), 0.5, (Path(name),), ({"image": name, "class": name, "probability": 0.5},))
+    ),
+    "exported": lambda console, name: console.exported(exported(name)),
+}
+
+
+def shown(method: str, name: str, terminal: bool) -> str:
+    """What a console of 200 columns writes."""
+    stream = io.StringIO(newline="")
+    out = rich.console.Console(file=stream, highlight=False, width=200, force_terminal=terminal, color_system=None)
+    with Console(out) as console:
+        SHOWN[method](console, name)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["file", "terminal"])
+@pytest.mark.parametrize("method", SHOWN)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_a_user_names_is_shown_and_not_obeyed(kind, method, terminal):
+    name, expected = HOSTILE[kind]
+    text = shown(method, name, terminal)
+    plain = shown(method, "abcdefgh", terminal)
+    assert expected in text
+    for char in ("\x9b", "\u202e", "\udcff", "\x1b[2J", "over\r"):
+        assert char not in text
+    if method != "step" or not terminal:  # a live bar writes as often as it has time to
+        assert text.count("\n") == plain.count("\n")
+        assert text.count("\x1b") == plain.count("\x1b")
+        assert text.count("\r") == plain.count("\r")
+
+
+def test_every_method_that_shows_something_is_tried():
+    public = {name for name, value in vars(Console).items() if callable(value) and not name.startswith("_")}
+    assert public == {*SHOWN, "evaluated"}  # whose table has tests of its own
+
+
+def test_accuracy_on_the_shots_is_no_evidence():
+    text = shown("adapted", "name", False)
+    line = next(line for line in text.splitlines() if line.startswith("on the shots"))
+    assert "50.0% → 100.0%" in line
+    assert "no evidence of generalisation" in line
