@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 JOINERS = "\u200c\u200d"  # invisible too, but words of some languages and many emoji need them
 RAW = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction overrides among them), surrogate, line separators
@@ -19,3 +21,9 @@ def _shown(char: str) -> str:
     if unicodedata.category(char) not in RAW or char in JOINERS:
         return char
     return char.encode("unicode_escape").decode("ascii")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """ " (did you mean cite?)": the known name that is nearest; empty where none is as near as `cutoff`, at most 1."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -42,7 +42,9 @@ def test_recipes_that_cannot_be(wrong):
 def test_a_recipe_changes_by_what_is_given():
     changed = Recipe().changed({"epochs": 3, "template": None, "crop_scale": [0.5, 1]})
     assert changed == Recipe(epochs=3, crop_scale=(0.5, 1))
-    with pytest.raises(UsageError, match="the recipe has no option 'epoch'; its options: batch_size"):
+    with pytest.raises(
+        UsageError, match=r"the recipe has no option 'epoch' \(did you mean epochs\?\); its options: batch_size"
+    ):
         Recipe().changed({"epoch": 3})
 
 
@@ -52,7 +54,7 @@ def test_a_recipe_changes_by_what_is_given():
         ({"epochs": 2.5}, "epochs must be of type int; found 2.5"),
         ({"epochs": True}, "epochs must be of type int; found True"),
         ({"learning_rate": "fast"}, "learning_rate must be of type float; found 'fast'"),
-        ({"crop_scale": [0.5]}, r"crop_scale must be of type tuple\[float, float\]; found \(0.5,\)"),
+        ({"crop_scale": [0.5]}, r"crop_scale must be of type tuple\[float, float\]; found \[0.5\]"),
         ({"epochs": np.int64(3)}, "epochs must be of type int"),  # config.json could not hold it
         ({"crop_scale": (0.5, "1")}, r"found \(0.5, '1'\)"),
         ({"template": 3}, "template must be of type str"),
@@ -78,7 +80,7 @@ def test_ratios_lie_between_the_two_models(alpha):
         lambda: EvaluateConfig(alphas=(0.5, alpha)),
         lambda: ExportConfig(alpha=alpha),
     ):
-        with pytest.raises(UsageError, match=r"alpha must lie between 0 \(pre-trained\) and 1 \(fine-tuned\); found"):
+        with pytest.raises(UsageError, match=r"alphas? must lie between 0 and 1; found"):
             make()
 
 
@@ -101,8 +103,8 @@ def test_ratios_as_a_range_or_a_list(text, ratios):
     "text", ["", "a", "0:1", "0:1:0", "0:1:-0.1", "0:1:0.1:2", "0;1", "1:0:0.1", "0:inf:1", "0:1:nan"]
 )
 def test_ratios_that_are_neither(text):
-    with pytest.raises(UsageError, match="--alphas takes first:last:step"):
-        parse_alphas(text)
+    with pytest.raises(UsageError, match=r"alphas must be first:last:step \(0:1:0.1\) or a list \(0,0.5,1\); found"):
+        EvaluateConfig(alphas=text)
 
 
 def test_methods_are_found_by_name_or_the_nearest_is_named():
@@ -118,7 +120,7 @@ def test_methods_are_found_by_name_or_the_nearest_is_named():
 def test_options_of_another_method_are_refused():
     with pytest.raises(UsageError, match="method flyp has no option 'scl_weight'; its options: none"):
         METHODS["flyp"].configure({"scl_weight": 0.5, "vld_weight": None})
-    with pytest.raises(UsageError, match="vld_weight must not be negative; found -1"):
+    with pytest.raises(UsageError, match="vld_weight must be at least 0; found -1"):
         METHODS["cite"].configure({"vld_weight": -1})
 
 

@@ -174,7 +174,8 @@ def test_settings_of_what_is_compared():
         "finetune:epochs": "epochs must be of type int; found ''",
         "finetune:lora_rank=3": "--tuning lora",
         "finetune+lora:lora_rank=x": "rank must be of type int",
-        "atha+lora:lora_size=3": "LoRA has no option 'size'",
+        "atha+lora:lora_ranks=3": r"no option 'lora_ranks' \(did you mean lora_rank",
+        "cite:seed=3": "seed is no setting of a method",
         "cite+atha:logit_scale=2": "model's own scale",
     }.items():
         with pytest.raises(UsageError, match=expected):

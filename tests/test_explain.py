@@ -121,7 +121,7 @@ def test_a_listed_class_that_was_trained_on_is_one_candidate(atha_run, image, tm
 
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, atha_run, image, split, models, tmp_path):
     cli("explain", atha_run, image, "--blocks", "2").fails(2, "0 to 1", "found 2")
-    cli("explain", atha_run, image, "--blocks", "x").fails(2, "--blocks", "'x'")
+    cli("explain", atha_run, image, "--blocks", "x").fails(2, "blocks must be", "'x'")
     cli("explain", atha_run, tmp_path / "no.png").fails(3, "no.png")
     (tmp_path / "bad.png").write_text("no image")
     assert "--skip-bad-images" not in cli("explain", atha_run, tmp_path / "bad.png").stderr

@@ -240,7 +240,7 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, split):
     cli(*adapt, models["resnet"], "--tuning", "lora").fails(4, "ModifiedResNet", "--tuning full")
     cli(*adapt, models["vit"], "--tuning", "qlora").fails(2, "full, lora", "'qlora'")
     cli(*adapt, models["vit"], "--lora-rank", 4).fails(2, "--tuning lora")
-    cli(*adapt, models["vit"], "--tuning", "lora", "--lora-rank", 0).fails(2, "rank of at least 1")
+    cli(*adapt, models["vit"], "--tuning", "lora", "--lora-rank", 0).fails(2, "lora_rank must be at least 1; found 0")
     with pytest.raises(UsageError, match="dropout"):
         LoraSettings(dropout=1.0)
     with pytest.raises(ModelError, match="plain multi-head attention"):

@@ -1,65 +1,162 @@
-"""What every command shares: errors become one sentence and an exit code."""
+"""What every command shares: whatever ends it becomes one sentence and an exit code."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import json
 import os
+import signal
+import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ParamSpec
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
 
 import typer
+import typer.core
 
-from clipfit.errors import ClipfitError, first_line
+from clipfit import interrupts
+from clipfit.errors import ClipfitError, OutputError, UsageError, first_line
+from clipfit.text import printable
 
-P = ParamSpec("P")
+UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC)}
+STOPPED = {signal.SIGTERM: "terminated", getattr(signal, "SIGHUP", None): "hung up"}
 
 
-def reporting(command: Callable[P, None]) -> Callable[P, None]:
-    """Run a command; a ClipfitError ends with its exit code, Ctrl-C with 130, anything else with 1."""
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit code, and the sentence on stderr; nothing to say where that is empty."""
 
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except ClipfitError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt as interrupt:
-            typer.echo(f"interrupted: {str(interrupt) or 'nothing was written'}", err=True)
-            raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
-                typer.echo(
-                    f"error: {first_line(error)}; make batches smaller (see --batch-size), or pass --device cpu.",
-                    err=True,
-                )
-                raise typer.Exit(2) from None
-            if os.environ.get("CLIPFIT_DEBUG"):
-                traceback.print_exc()
-            typer.echo(
-                f"error: a fault of clipfit's own ({type(error).__name__}: {error}); "
-                "please report it with the output of the same command under CLIPFIT_DEBUG=1.",
-                err=True,
-            )
-            raise typer.Exit(1) from None
+    code: int
+    message: str = ""
+    label: str = "error"
 
-    return wrapped
+    @property
+    def document_text(self) -> str:
+        """The message in a document that already says that it is an error."""
+        return self.message if self.label == "error" else f"{self.label}: {self.message}"
+
+
+class Commands(typer.core.TyperGroup):
+    """All commands. Whatever ends one, an option that there is not among it, is shown in one form."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        arguments = sys.argv[1:] if args is None else list(args)
+        as_json = "--json" in arguments
+
+        def carry_out() -> None:
+            if as_json and sys.stdout is None:
+                raise OutputError("standard output is closed, but --json writes to it: leave it open.")
+            with interrupts.raising(), self.make_context(prog_name or "clipfit", arguments, **extra) as context:
+                self.invoke(context)
+
+        sys.exit(ended(carry_out, as_json))
+
+
+def ended(work: Callable[[], None], as_json: bool) -> int:
+    """Do it, say how it ended where there is something to say, and return the exit code."""
+    try:
+        work()
+        flush(sys.stdout)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        ending = ending_of(error)
+    if ending.message:
+        with contextlib.suppress(OSError):  # a terminal that hung up
+            typer.echo(f"{ending.label}: {printable(ending.message)}", err=True)
+        if as_json and sys.stdout is not None:
+            with contextlib.suppress(OutputError):
+                print_json({"error": {"code": ending.code, "message": ending.document_text}})
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            flush(stream)
+    return ending.code
+
+
+def ending_of(error: BaseException) -> Ending:
+    """What an exception means to whoever called the command."""
+    if isinstance(error, typer.Exit):
+        return Ending(error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        code = error.exit_code if isinstance(error, interrupts.Stopped) else 130
+        label = STOPPED.get(signal.Signals(code - 128), "interrupted")
+        return Ending(code, str(error) or "nothing was written", label)
+    if isinstance(error, ClipfitError):
+        return Ending(error.exit_code, str(error))
+    if hasattr(error, "format_message"):  # the command line's own: an unknown option, a missing argument
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "clipfit"
+        return Ending(UsageError.exit_code, f"{error.format_message().rstrip('.')}; see {where} --help.")
+    if isinstance(error, BrokenPipeError):  # … | head
+        return Ending(0)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        what = error.filename or "what was to be written"
+        return Ending(OutputError.exit_code, f"{what}: {error.strerror}; make room, or choose another place.")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
+        return Ending(2, f"{first_line(error)}; make batches smaller (see --batch-size), or pass --device cpu.")
+    if os.environ.get("CLIPFIT_DEBUG"):
+        traceback.print_exception(error)
+    return Ending(
+        1,
+        f"a fault of clipfit's own ({type(error).__name__}: {error}); "
+        "please report it with the output of the same command under CLIPFIT_DEBUG=1.",
+    )
 
 
 @contextlib.contextmanager
 def keeping(what: str) -> Iterator[None]:
-    """For a command that Ctrl-C leaves something of: say what is kept."""
+    """For a command that leaves something when it is interrupted: say what is kept, where nobody has said it yet."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(what) from None
+    except KeyboardInterrupt as stop:
+        stop.args = stop.args or (what,)
+        raise
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Exactly one JSON document on stdout, in ASCII: whatever the terminal's encoding, it can be printed."""
-    typer.echo(json.dumps(document))
+    """Exactly one JSON document on stdout, in ASCII: whatever the terminal's encoding, it can be printed.
+
+    Raises:
+        OutputError: it cannot be written, or nobody reads it.
+    """
+    try:
+        typer.echo(json.dumps(document))
+        flush(sys.stdout)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            flush(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror}; the JSON document is lost.") from None
+
+
+def flush(stream: TextIO | None) -> None:
+    """Write out what waits in it; where that fails, let go of it, or Python would fail again when it ends.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+        raise
+
+
+def fill_closed_streams() -> None:
+    """Open what was closed of stdin, stdout and stderr, so that no file of ours takes its number and others' words."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)

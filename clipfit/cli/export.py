@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from collections.abc import Mapping
+from typing import Any
 
 from clipfit.cli.common import print_json
+from clipfit.cli.options import Json
+from clipfit.config import ExportConfig
+from clipfit.config.options import Declared, declared_by
 
-ARG, OPT = typer.Argument, typer.Option
+
+def options() -> list[Declared]:
+    """export's own."""
+    return list(declared_by(ExportConfig).values())
 
 
-def command(
-    run: Annotated[Path | None, ARG(help="A run of adapt's.  [default: the newest below runs/]")] = None,
-    format: Annotated[str, OPT(help="open_clip: a folder for open_clip's local-dir:.")] = "open_clip",
-    alpha: Annotated[float | None, OPT(help="Ensemble ratio.  [default: the run's]")] = None,
-    output: Annotated[Path | None, OPT(help="Where it goes.  [default: inside the run]")] = None,
-    overwrite: Annotated[bool, OPT("--overwrite", help="Replace what exists.")] = False,
-    as_json: Annotated[bool, OPT("--json", help="One JSON document on stdout.")] = False,
-) -> None:
+def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Write the ensembled model for other tools, and check it by loading it again."""
-    from clipfit import ExportConfig, export
+    config = ExportConfig(**values)
+
+    from clipfit import export
     from clipfit.report.console import Console
 
     with Console() as console:
-        result = export(ExportConfig(run, format, alpha, output, overwrite), console)
+        result = export(config, console)
         console.exported(result)
     if as_json:
         print_json(result.as_json())

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from clipfit.config.options import Checked, option, require
 from clipfit.errors import UsageError
 
 INVERSES = ("least-squares", "transpose")
 
 
 @dataclass(frozen=True)
-class EditSettings:
+class EditSettings(Checked):
     """ρ, γ, where and how strongly the edits start. Defaults: the paper's text (the authors' code differs).
 
     None for a block: the paper's place in a model of another depth, see `placed`.
     """
 
-    head_ratio: float = 0.1  # ρ
-    tail_ratio: float = 0.1  # γ
-    head_strength: float = 0.8  # a_l starts so at head_block, and at 0 elsewhere
-    head_block: int | None = None
-    tail_strength: float = 0.01  # b_l starts so everywhere
-    text_block: int | None = None  # whose output gives the class tokens
-    class_token_inverse: str = "least-squares"
-    soft_edits: bool = False  # softmax weights over the classes in place of the best and the worst one
+    head_ratio: float = option(0.1, "ρ, share of the patches moved towards a text.", low=0, high=1)
+    tail_ratio: float = option(0.1, "γ, share of the patches moved away from one.", low=0, high=1)
+    head_strength: float = option(0.8, "a starts so at the head block, and at 0 elsewhere.")
+    head_block: int | None = option(None, "That block, from 0.", low=0, default_is="7/12 of the depth")
+    tail_strength: float = option(0.01, "b starts so at every block.")
+    text_block: int | None = option(
+        None, "The text tower's block, from 0, that gives the class tokens.", low=0, default_is="the last but one"
+    )
+    class_token_inverse: str = option("least-squares", "How class tokens reach the width of patches.", choices=INVERSES)
+    soft_edits: bool = option(False, "Softmax weights over the classes, not the best and the worst one alone.")
 
     def __post_init__(self) -> None:
-        if min(self.head_ratio, self.tail_ratio) < 0 or self.head_ratio + self.tail_ratio > 1 + 1e-9:
-            raise UsageError(
-                "head and tail ratio must not be negative, nor exceed 1 together; "
-                f"found {self.head_ratio} and {self.tail_ratio}."
-            )
-        if self.class_token_inverse not in INVERSES:
-            raise UsageError(
-                f"the class tokens' inverse must be one of {', '.join(INVERSES)}; found {self.class_token_inverse!r}."
-            )
+        super().__post_init__()
+        require(
+            self.head_ratio + self.tail_ratio <= 1 + 1e-9, "head_ratio and tail_ratio must not exceed 1 together",
+            (self.head_ratio, self.tail_ratio),
+        )  # fmt: skip
 
     def placed(self, vision_blocks: int, text_blocks: int) -> EditSettings:
         """With both blocks filled in: ⌊7n/12⌋ of n vision blocks, n − 2 of n text blocks, counted from 0.

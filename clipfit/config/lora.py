@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clipfit.errors import UsageError
+from clipfit.config.options import Checked, option
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Checked):
     """Rank r, α, and the dropout of the adapters' input. Defaults: ATHA's."""
 
-    rank: int = 16
-    alpha: float = 8.0
-    dropout: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise UsageError(
-                "LoRA needs a rank of at least 1, a positive alpha and a dropout from 0 to below 1; "
-                f"found {self.rank}, {self.alpha} and {self.dropout}."
-            )
+    rank: int = option(
+        16, "Of the adapters.", low=1, key="lora_rank", default_is="the method's paper: atha 16, finetune 2"
+    )
+    alpha: float = option(
+        8.0, "The adapters count α/√rank times.", above=0, key="lora_alpha",
+        default_is="the method's paper: atha 8, finetune 1",
+    )  # fmt: skip
+    dropout: float = option(
+        0.25, "Of the adapters' input.", low=0, below=1, key="lora_dropout", default_is="0.25, as in both papers"
+    )
 
     @property
     def scaling(self) -> float:

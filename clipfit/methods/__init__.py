@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 from clipfit.errors import UsageError
 from clipfit.methods import atha, cite, cite_atha, finetune, flyp
 from clipfit.methods.base import Embeddings, Group, Method, Objective, ShotCounts, Task, Term
+from clipfit.text import did_you_mean
 
 METHODS: dict[str, Method] = {
     m.name: m for m in (cite.METHOD, atha.METHOD, cite_atha.METHOD, finetune.METHOD, flyp.METHOD)
@@ -23,6 +22,5 @@ def find(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    hint = did_you_mean(name, METHODS, cutoff=0.3)
     raise UsageError(f"unknown method {name!r}{hint}; there are {', '.join(METHODS)}.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from clipfit.config.edits import EditSettings
-from clipfit.errors import UsageError
+from clipfit.config.options import option
 from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, ShotCounts, Task, Term
 
 if TYPE_CHECKING:
@@ -27,15 +27,10 @@ class AthaOptions(EditSettings):
     A scale of None is the frozen τ⁻¹ under full fine-tuning; under LoRA the paper's 4, or 2 for one shot a class.
     """
 
-    strength_rate: float = 1e-3
-    logit_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("strength_rate", "logit_scale"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} must be positive; found {value}.")
+    strength_rate: float = option(1e-3, "Learning rate of the strengths a and b.", above=0)
+    logit_scale: float | None = option(
+        None, "Fixed scale of the logits.", above=0, default_is="the model's; lora: 4, at one shot 2"
+    )
 
 
 def edit_settings(options: AthaOptions) -> EditSettings:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from clipfit.config import settings
 from clipfit.config.edits import EditSettings
 from clipfit.config.lora import LoraSettings
+from clipfit.config.options import Checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,5 +121,5 @@ class Method:
 
 
 @dataclass(frozen=True)
-class NoOptions:
+class NoOptions(Checked):
     """For methods without options."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clipfit.errors import UsageError
+from clipfit.config.options import Checked, option
 from clipfit.methods.base import Embeddings, Group, Method, Task, Term
 
 if TYPE_CHECKING:
@@ -16,17 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CiteOptions:
+class CiteOptions(Checked):
     """λ and η of eq. 6, and whether eq. 4 is read literally (see losses.supervised_contrastive)."""
 
-    scl_weight: float = 0.7
-    vld_weight: float = 0.1
-    literal_scl: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("scl_weight", "vld_weight"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative; found {getattr(self, name)}.")
+    scl_weight: float = option(0.7, "λ, weight of the contrastive loss.", low=0)
+    vld_weight: float = option(0.1, "η, weight of the distillation from the pre-trained model.", low=0)
+    literal_scl: bool = option(False, "Eq. 4 as printed, the positive pair left out of its denominator.")
 
 
 class Cite:

@@ -19,8 +19,7 @@ class CiteAthaOptions(AthaOptions, CiteOptions):
     """Those of both methods; the losses' scale is always τ⁻¹."""
 
     def __post_init__(self) -> None:
-        AthaOptions.__post_init__(self)
-        CiteOptions.__post_init__(self)
+        super().__post_init__()
         if self.logit_scale is not None:
             raise UsageError("the losses of cite+atha always have the model's own scale: leave logit_scale out.")
 

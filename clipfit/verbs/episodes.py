@@ -8,15 +8,15 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from clipfit import methods
-from clipfit.adaptation import Adaptation, lora_settings
-from clipfit.config import AdaptConfig, EpisodesConfig, Recipe, settings
+from clipfit.adaptation import Adaptation
+from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
 from clipfit.data import layout
 from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
 from clipfit.ensemble import interpolate
@@ -24,6 +24,7 @@ from clipfit.errors import DataError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import scoring
 from clipfit.measure.metrics import Estimate, accuracy, estimate
+from clipfit.methods.declared import adapt_config, adapt_options
 from clipfit.model import devices, loading
 from clipfit.model.clip import Clip
 from clipfit.runs import files
@@ -48,17 +49,12 @@ class Contender:
         name, _, text = spec.partition(":")
         pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", text) if pair]  # not within [0.5,1]
         given = {key: _value(value) for key, _, value in pairs}
-        recipe = {f.name: given.pop(f.name) for f in fields(Recipe) if f.name in given}
-        lora = {key.removeprefix("lora_"): given.pop(key) for key in tuple(given) if key.startswith("lora_")}
+        options = adapt_options()
+        for key in given:
+            if key in options and options[key].part == "adapt" and key != "context":
+                raise UsageError(f"{key} is no setting of a method: it is the same for all episodes.")
         tuning = "lora" if name.endswith("+lora") else "full"
-        context = settings(AdaptConfig, {"context": given.pop("context", None)}, "adapt")
-        told = AdaptConfig(
-            Path(), name.removesuffix("+lora"), tuning=tuning, recipe=recipe, method_options=given, lora=lora,
-            **context,
-        )  # fmt: skip
-        method = methods.find(told.method)
-        method.configure(given)
-        lora_settings(method, told)
+        told = adapt_config({"shots": Path(), "method": name.removesuffix("+lora"), "tuning": tuning, **given})
         return cls(spec, told)
 
 

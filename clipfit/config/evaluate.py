@@ -1,0 +1,76 @@
+"""What `evaluate` is given, of a run or of few-shot episodes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, MISSING, dataclass
+from pathlib import Path
+
+from clipfit.config import shared
+from clipfit.config.options import Checked, option, require
+from clipfit.config.parsing import parse_alphas, parse_numbers, parse_part
+
+RATIOS = "Several ratios: first:last:step (0:1:0.1) or a list (0,0.5,1)."
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Checked):
+    """Everything `evaluate` is given. `run` None: the newest below runs/. `alphas` None: the run's own."""
+
+    run: Path | None = shared.run_or_newest()
+    _: KW_ONLY
+    data: Path | None = option(None, "Other labelled images than the run's own held-out ones.")
+    new_classes: Path | None = option(None, "Names of classes that were not trained on, one a line.")
+    classes: Path | None = shared.class_names(" for --data")
+    image_root: Path | None = shared.image_root()
+    alphas: tuple[float, ...] | None = option(
+        None, RATIOS, low=0, high=1, parse=parse_alphas, default_is="0 and the run's own; episodes: 0.5,1"
+    )
+    skip_bad_images: bool = shared.skip_bad_images()
+    batch_size: int = option(128, "Images a forward pass.", low=1)
+    cache_bytes: int = shared.cache_bytes("images")
+    device: str = shared.device()
+
+
+@dataclass(frozen=True)
+class EpisodesConfig(Checked):
+    """Everything `evaluate --episodes` is given."""
+
+    data: Path = option(MISSING, "Labelled images, from which the episodes are drawn.")
+    output: Path = option(MISSING, "Where finished ones are kept.", default_is="episodes/<folder>")
+    contenders: tuple[str, ...] = option(
+        MISSING, "zero-shot, cite, atha+lora, atha:tail_ratio=0, …; may be repeated.", flag="--method",
+        default_is="zero-shot, finetune, cite and atha",
+    )  # fmt: skip
+    model: str = shared.model()
+    _: KW_ONLY
+    pretrained: str | None = shared.pretrained()
+    episodes: int = option(100, "Few-shot episodes of --data instead of a run: adapt in each, compare --method.", low=1)
+    way: int = option(5, "Classes of each.", low=2)
+    shots: tuple[int, ...] = option((1, 5), "Shots a class, one number or several.", low=1, parse=parse_numbers)
+    most_shots: int | None = option(
+        None, "Draw with room for so many shots a class.", low=1, default_is="the most of --shots"
+    )
+    query: int = option(15, "Images a class to measure on.", low=1)
+    alphas: tuple[float, ...] = option((0.5, 1.0), RATIOS, low=0, high=1, parse=parse_alphas)
+    seed: int = option(0, "Of their draw.", low=0, high=2**40 - 1)
+    part: tuple[int, int] = option(
+        (1, 1), "k/n, this process does every n-th from the k-th.", parse=parse_part, default_is="1/1, all"
+    )
+    classes: Path | None = shared.class_names(" for --data")
+    image_root: Path | None = shared.image_root()
+    skip_bad_images: bool = shared.skip_bad_images()
+    batch_size: int = option(128, "Images a forward pass; training has the method's own.", low=1)
+    cache_bytes: int = shared.cache_bytes("images")
+    device: str = shared.device()
+    precision: str = shared.precision()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.shots), "shots must be at least one number", self.shots)
+        require(self.room >= max(self.shots), "most_shots must not be less than the shots", self.most_shots)
+        require(1 <= self.part[0] <= self.part[1], "part must be k/n with 1 ≤ k ≤ n", self.part)
+
+    @property
+    def room(self) -> int:
+        """Shots a class that an episode is drawn with room for."""
+        return max(self.shots) if self.most_shots is None else self.most_shots

@@ -1,0 +1,59 @@
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipfit.config.options import argument, option
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def alpha_of_run() -> Any:
+    """The ratio at which a run is taken."""
+    return option(None, "Ensemble ratio: 0 = pre-trained, 1 = fine-tuned.", low=0, high=1, default_is="the run's own")
+
+
+def run_or_newest() -> Any:
+    """A run, by its place."""
+    return argument("A run of adapt's.", None, default_is="the newest below runs/")
+
+
+def class_names(of: str = "") -> Any:
+    """A file of class names."""
+    return option(None, f"Class names{of}: folder<TAB>name a line, or JSON.")
+
+
+def image_root() -> Any:
+    """Where relative paths start."""
+    return option(None, "Where paths in a manifest or split file start.")
+
+
+def skip_bad_images() -> Any:
+    """What happens to images that cannot be read."""
+    return option(False, "Leave out what cannot be read, and count it.")
+
+
+def cache_bytes(of: str) -> Any:
+    """Memory for decoded images."""
+    return option(2 * 2**30, f"Memory for decoded {of}, GiB (in a plan: bytes).", low=0, flag="--cache-gib", unit=2**30)
+
+
+def model() -> Any:
+    """What is adapted."""
+    return option("ViT-B-16", "clipfit-tiny, an open_clip name, or local-dir:FOLDER.")
+
+
+def pretrained() -> Any:
+    """Its weights."""
+    return option(None, "A tag of open_clip's, or a local weight file.", default_is="openai")
+
+
+def device() -> Any:
+    """Where it is computed."""
+    return option("auto", "auto, cpu, cuda, cuda:1, …")
+
+
+def precision() -> Any:
+    """In what it is computed."""
+    return option("auto", "auto is bf16 on GPUs that are fast at it.", choices=PRECISIONS)
