@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,16 +65,6 @@ class Adaptation:
     @property
     def tuning(self) -> str:
         return "full" if self.adapters is None else "lora"
-
-    def record(self) -> dict[str, Any]:
-        """What config.json says of it."""
-        return {
-            "method": self.method.name,
-            "method_options": asdict(self.options),
-            "tuning": self.tuning,
-            "lora": asdict(self.adapters) if self.adapters else None,
-            "recipe": asdict(self.recipe),
-        }
 
     def run(
         self,

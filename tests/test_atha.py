@@ -18,7 +18,7 @@ from clipfit.model import edits as token_edits
 from clipfit.model import loading
 from clipfit.model.clip import Additions, Clip
 from clipfit.prompts import prompts
-from clipfit.runs.record import open_run
+from clipfit.runs.run import open_run
 
 EDITED = [name for name, method in METHODS.items() if method.edits(method.configure({})) is not None]
 NAMES = ["bee", "cow", "dog", "elk"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipfit import DataError, ModelError
-from clipfit.errors import UsageError
+from clipfit import ModelError
+from clipfit.errors import OutputError
 from clipfit.runs import files
 
 STATE = {"b": torch.arange(6, dtype=torch.float32).reshape(2, 3), "a": torch.tensor(7)}
@@ -116,43 +116,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DataError, match=r"x\.json cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"x\.json cannot be written: No space left on device"):
         files.write_text(file, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert file.read_text() == "old"
-
-
-def half_build(target: Path, error: BaseException) -> None:
-    with files.building(target, replace=True) as folder:
-        (folder / "file").write_text("new")
-        raise error
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError()])
-def test_a_folder_appears_only_when_it_is_complete(tmp_path, error):
-    target = tmp_path / "run"
-    for old in (None, "old"):
-        if old:
-            target.mkdir()
-            (target / "file").write_text(old)
-        with pytest.raises((DataError, KeyboardInterrupt, ValueError)):
-            half_build(target, error)
-        assert [p.name for p in tmp_path.iterdir()] == (["run"] if old else [])
-    assert (target / "file").read_text() == "old"
-    with files.building(target, replace=True) as folder:
-        (folder / "other").write_text("new")
-    assert [p.name for p in target.iterdir()] == ["other"]
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_what_appears_meanwhile_is_only_replaced_when_asked(tmp_path):
-    def build() -> None:
-        with files.building(tmp_path / "run", replace=False) as folder:
-            (folder / "file").write_text("mine")
-            (tmp_path / "run").mkdir()
-            (tmp_path / "run" / "file").write_text("theirs")
-
-    with pytest.raises(UsageError, match="run was written by another process meanwhile"):
-        build()
-    assert (tmp_path / "run" / "file").read_text() == "theirs"
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -19,7 +19,7 @@ from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
-from clipfit.runs.record import open_run
+from clipfit.runs.run import open_run
 from clipfit.training import loop
 
 WORDS = "a photo of a "

@@ -159,7 +159,7 @@ def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monk
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 10**6))
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
-    cli("adapt", shots, "--model", models["vit"]).fails(3, "runs needs ", " MB, but its disk has 1 MB left: make room")
+    cli("adapt", shots, "--model", models["vit"]).fails(7, "runs needs ", " MB, but its disk has 1 MB left: make room")
     assert nothing_written(tmp_path)
 
 
@@ -175,17 +175,17 @@ def test_a_disk_that_fills_up_while_writing(cli, shots, models, tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    cli(*command, "--overwrite").fails(3, "finetuned.safetensors cannot be written: No space left on device")
+    cli(*command, "--overwrite").fails(7, "finetuned.safetensors cannot be written: No space left on device")
     if old:
         assert {p.name: p.read_bytes() for p in (tmp_path / "runs" / "pets-cite").iterdir()} == before
-        assert [p.name for p in (tmp_path / "runs").iterdir()] == ["pets-cite"]
+        assert {p.name for p in (tmp_path / "runs").iterdir()} == {"pets-cite", ".pets-cite.lock"}
     else:
         assert nothing_written(tmp_path)
 
 
 def test_a_place_that_cannot_be_written(cli, shots, models, tmp_path):
     (tmp_path / "file").write_text("")
-    cli("adapt", shots, "--model", models["vit"], "--output", "file/run").fails(3, "file")
+    cli("adapt", shots, "--model", models["vit"], "--output", "file/run").fails(7, "file cannot be created")
 
 
 def test_a_place_without_permission_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
@@ -194,23 +194,23 @@ def test_a_place_without_permission_is_found_before_training(cli, shots, models,
 
     monkeypatch.setattr(files.tempfile, "TemporaryDirectory", denied)  # whoever is root may write anywhere
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
-    cli("adapt", shots, "--model", models["vit"]).fails(3, "runs cannot be written in: Permission denied")
+    cli("adapt", shots, "--model", models["vit"]).fails(7, "runs cannot be written in: Permission denied")
     assert nothing_written(tmp_path)
 
 
 def test_a_damaged_run(cli, split_run, tmp_path):
     run = Path(shutil.copytree(split_run, tmp_path / "run"))
     (run / "finetuned.safetensors").write_bytes(b"damaged")
-    cli("evaluate", run).fails(4, "finetuned.safetensors cannot be read as a clipfit checkpoint")
+    cli("evaluate", run).fails(4, "finetuned.safetensors is not as clipfit wrote it: expected SHA-256")
     (run / "classes.json").write_text("{")
-    cli("evaluate", run).fails(3, "classes.json cannot be read")
+    cli("evaluate", run).fails(4, "classes.json is not as clipfit wrote it: expected SHA-256")
 
 
 def test_a_run_with_missing_pieces(cli, split_run, tmp_path):
     for name in ("shots.jsonl", "config.json", "classes.json"):
         run = Path(shutil.copytree(split_run, tmp_path / name.partition(".")[0]))
         (run / name).unlink()
-        cli("evaluate", run).fails(3, f"{name} cannot be read")
+        cli("evaluate", run).fails(4, f"{name} is missing, but files.json lists it")
 
 
 # ---- usage: 2

@@ -12,7 +12,7 @@ from clipfit import AdaptConfig, ExplainConfig, adapt, explain
 from clipfit.model import loading
 from clipfit.prompts import prompts
 from clipfit.report import picture as drawing
-from clipfit.runs.record import open_run
+from clipfit.runs.run import open_run
 from clipfit.verbs.explain import Explanation
 
 OPTIONS = {"head_ratio": 0.25, "tail_ratio": 0.125, "head_strength": 0.9, "tail_strength": 0.4, "strength_rate": 0.05}

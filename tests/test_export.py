@@ -27,7 +27,7 @@ from clipfit.formats.stored import Stored
 from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.clip import Additions
-from clipfit.runs.record import Run, open_run
+from clipfit.runs.run import Run, open_run
 
 WEIGHTS = "open_clip_model.safetensors"
 

@@ -30,7 +30,8 @@ def test_two_processes_write_the_same_bytes(models, split, tmp_path):
     first, second = digests(tmp_path / "first"), digests(tmp_path / "second")
     assert first == second
     assert set(first) == {
-        "classes.json", "config.json", "finetuned.safetensors", "metrics.jsonl", "model.safetensors", "shots.jsonl",
+        "classes.json", "config.json", "files.json", "finetuned.safetensors", "metrics.jsonl", "model.safetensors",
+        "shots.jsonl",
     }  # fmt: skip
     assert documents[0]["losses"] == documents[1]["losses"]
     for file in (tmp_path / "first").iterdir():  # absolute paths of the output live in timing.json alone

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, adapt, evaluate, export
 from clipfit.methods import METHODS
 from clipfit.model import loading
-from clipfit.runs import files
+from clipfit.runs import files, manifest
 
 RUN_FILES = {
-    "classes.json", "config.json", "finetuned.safetensors", "metrics.jsonl", "model.safetensors", "shots.jsonl",
-    "timing.json",
+    "classes.json", "config.json", "files.json", "finetuned.safetensors", "metrics.jsonl", "model.safetensors",
+    "shots.jsonl", "timing.json",
 }  # fmt: skip
 
 
@@ -294,7 +294,7 @@ def test_an_existing_run_is_only_replaced_when_asked(cli, models, flat, tmp_path
     assert (tmp_path / "out" / "config.json").read_bytes() == before
     assert cli(*command, "--seed", 1, "--overwrite").code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())["seed"] == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.lock", "out"]
 
 
 def test_overwrite_never_deletes_what_clipfit_did_not_write(cli, models, flat, split_run, tmp_path):
@@ -393,7 +393,7 @@ def test_copies_are_counted_once(cli, split, split_run, tmp_path):
 def test_the_newest_run_is_taken(cli, split_run, tmp_path):
     for age, name in enumerate(["newest", "older", "oldest"]):
         shutil.copytree(split_run, tmp_path / "runs" / name)
-        os.utime(tmp_path / "runs" / name / "model.safetensors", (10_000 - age, 10_000 - age))
+        os.utime(tmp_path / "runs" / name / "files.json", (10_000 - age, 10_000 - age))
     shutil.copytree(split_run, tmp_path / "runs" / ".half.part")  # what a killed process leaves
     (tmp_path / "runs" / "empty").mkdir()
     assert cli("evaluate", "--json").document["run"] == "runs/newest"
@@ -422,4 +422,5 @@ def test_a_run_of_another_format_is_refused(cli, split_run, tmp_path):
     shutil.copytree(split_run, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "format": 99}))
-    cli("evaluate", "run").fails(4, "run format 99; this clipfit reads 1")
+    manifest.seal(tmp_path / "run")
+    cli("evaluate", "run").fails(4, "run format 99; this clipfit reads 1 and 2")

@@ -6,7 +6,7 @@ from clipfit.errors import UsageError
 from clipfit.formats.base import Format
 from clipfit.formats.open_clip import OpenClipFolder
 from clipfit.model.clip import Additions
-from clipfit.runs.record import Run
+from clipfit.runs.run import Run
 
 FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(),)}
 

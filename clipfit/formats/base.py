@@ -14,7 +14,7 @@ from clipfit.formats.proof import Pictures, Proof
 from clipfit.model import loading
 from clipfit.model.clip import ADDED, Additions, Clip
 from clipfit.model.sources import Source, tokenizer_of
-from clipfit.runs.record import Run
+from clipfit.runs.run import Run
 
 
 @dataclass(frozen=True)

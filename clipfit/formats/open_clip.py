@@ -13,7 +13,8 @@ from clipfit.formats.base import Subject
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.model.clip import Additions
 from clipfit.runs import files
-from clipfit.runs.record import Run, describe
+from clipfit.runs.record import describe
+from clipfit.runs.run import Run
 
 SCRIPT = "_consume_open_clip.py"
 WEIGHTS, CONFIG, ABOUT = "open_clip_model.safetensors", "open_clip_config.json", "clipfit.json"
@@ -34,7 +35,7 @@ class OpenClipFolder:
         """Raises OutputError where the place cannot be written or has no room."""
         model, source = subject.model, subject.model.source
         files.require_room(folder, model.bytes)
-        about = describe(subject.run.config, subject.run.base, model.scale.item(), subject.alpha)
+        about = describe(subject.run.record, subject.run.base, model.scale.item(), subject.alpha)
         files.write_tensors(folder / WEIGHTS, model.state(), about)
         files.write_json(folder / CONFIG, {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg})
         files.write_json(folder / ABOUT, {**about, "adapt": source.adapt_defaults})

@@ -17,7 +17,7 @@ from clipfit.formats.stored import stored
 from clipfit.measure import scoring
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
-from clipfit.runs.record import Run
+from clipfit.runs.run import Run
 
 MOST = 64  # pictures
 BOUND = 1e-3  # of a logit, whose scale is 100: what another order of float32 sums may cost

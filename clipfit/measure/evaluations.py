@@ -12,7 +12,7 @@ from typing import Any
 from clipfit.errors import DataError, ModelError
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
-from clipfit.runs import files
+from clipfit.runs import files, place
 
 FOLDER = "evaluations"
 DOCUMENT, MANIFEST = "evaluation.json", "files.json"
@@ -23,8 +23,8 @@ def name_of(data: Path | None, held_out: bool) -> str:
     """`held-out` for the run's own images (`shots` where those were measured on), else the data's, safe as a file's."""
     if data is None:
         return HELD_OUT if held_out else ON_SHOTS
-    place = data.resolve()
-    name = re.sub(r"[^\w.+-]+", "-", place.stem if place.is_file() else place.name).strip("-.")[:60]
+    data = data.resolve()
+    name = re.sub(r"[^\w.+-]+", "-", data.stem if data.is_file() else data.name).strip("-.")[:60]
     return f"{name or 'data'}-data" if name in ("", HELD_OUT, ON_SHOTS) else name
 
 
@@ -38,7 +38,7 @@ def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tabl
     Raises:
         OutputError: the place cannot be written.
     """
-    with files.building(target, replace=True) as folder:
+    with place.building(target, overwrite=True) as folder:
         rows = []
         for row in document["alphas"]:
             stored = tables[row["alpha"]]
@@ -47,8 +47,6 @@ def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tabl
                 table.save(folder / names[part])
             rows.append({**row, "tables": names})
         files.write_json(folder / DOCUMENT, {**document, "alphas": rows})
-        digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-        files.write_json(folder / MANIFEST, digests)
 
 
 def _file_of(alpha: float, part: str) -> str:

@@ -14,7 +14,7 @@ from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import name_rule, read_new_classes, some
 from clipfit.errors import DataError
 from clipfit.prompts import excluding, key_of
-from clipfit.runs.record import Run
+from clipfit.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def _candidates(run: Run, found: LabelledImages, place: Path, own: bool) -> tupl
     provided = found.train if found.test is None else found.test
     of_adapt = _files(run, [shot["path"] for shot in run.shots])
     if own:
-        of_adapt |= _files(run, run.config["skipped"])
+        of_adapt |= _files(run, run.record.skipped)
     others = [sample for sample in provided if sample.path.resolve() not in of_adapt]
     known = Known.of(run.shots)
-    identities = identify(others, known, run.config.get("grey_bits"))
+    identities = identify(others, known, run.record.grey_bits)
     unseen = [i for i, identity in enumerate(identities) if identity not in known]
     distinct = first_of_each([(identities[i].content, others[i].label) for i in unseen])
     if provided and not unseen and not own:
@@ -167,5 +167,5 @@ def _require_images(
     if without and (provided or len(without) < len(new)):
         raise DataError(
             f"{config.new_classes} names {len(without)} new class(es) without images: {some(without)}; "
-            f"add a folder of images for each to {config.data or run.config['shots']}, or take the names out."
+            f"add a folder of images for each to {config.data or run.record.shots}, or take the names out."
         )

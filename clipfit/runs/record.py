@@ -1,159 +1,126 @@
-"""A run: the folder that `adapt` writes and the other commands read."""
+"""What a run says of itself: one typed record for config.json, and the files that stand beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
+import msgspec
 
-from clipfit.runs import files
-from clipfit.model.clip import Additions, Clip
-from clipfit.model.loading import reload
-from clipfit.ensemble import State, interpolate
-from clipfit.errors import DataError, ModelError, UsageError
-from clipfit.model.sources import LOCAL_DIR, Source
+from clipfit.config import Recipe
 from clipfit.config.edits import EditSettings
+from clipfit.config.lora import LoraSettings
+from clipfit.ensemble import State
+from clipfit.errors import ClipfitError, ModelError
+from clipfit.model.clip import Additions
+from clipfit.model.sources import Source
+from clipfit.runs import files
 
-RUNS = Path("runs")
-FORMAT = 1
+T = TypeVar("T")
+FORMAT = 2  # 1: without files.json
+CONFIG, CLASSES, SHOTS, METRICS, TIMING = "config.json", "classes.json", "shots.jsonl", "metrics.jsonl", "timing.json"
+FINETUNED, MODEL = "finetuned.safetensors", "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: where it is, and its config.json, classes.json and shots.jsonl."""
+class Versions:
+    """What a run was made with."""
 
-    path: Path
-    config: Mapping[str, Any]
-    base: tuple[str, ...]  # class names in order
-    names: Mapping[str, str]  # folder → class name
-    shots: Sequence[Mapping[str, str]]
-    inputs: Mapping[str, str]  # where, as an absolute path, what it was made from was then
+    python: str
+    torch: str
+    torchvision: str
+    open_clip: str
 
-    def place(self, name: str) -> Path | None:
-        """`shots`, `classes` or `image_root`: where it was, or, where it no longer is, as it was given."""
-        given = self.config[name]
-        return self._still(name) or (Path(given) if given else None)
 
-    def _still(self, name: str) -> Path | None:
-        known = self.inputs.get(name)
-        return Path(known) if known and Path(known).exists() else None
+@dataclass(frozen=True)
+class Parent:
+    """The run that a run was adapted on from, wherever it lies: the digest of its model.safetensors, and its α."""
 
-    @property
-    def needed(self) -> list[Path]:
-        """The run, and the files its pre-trained weights come from."""
-        return [self.path, *filter(None, (self._still(name) for name in ("model", "pretrained")))]
+    sha256: str
+    alpha: float
 
-    @property
-    def source(self) -> Source:
-        """The pre-trained weights."""
-        return Source(**self.config["pretrained"])
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What config.json holds: everything needed to repeat the run, nothing that differs when it is.
+
+    A field with a default may be lacking in config.json: runs of before had it not.
+    """
+
+    clipfit: str
+    versions: Versions
+    shots: str  # as given, like classes and image_root; where they were then is in timing.json
+    method: str
+    method_options: Mapping[str, Any]
+    recipe: Recipe
+    alpha: float
+    seed: int
+    device: str
+    precision: str
+    threads: int
+    pretrained: Source
+    skipped: Sequence[str] = ()
+    shots_per_class: int | None = None
+    classes: str | None = None
+    image_root: str | None = None
+    tuning: str = "full"
+    lora: LoraSettings | None = None
+    edits: EditSettings | None = None
+    context: str | None = None
+    grey_bits: int | None = None  # of 16-bit greys, as found on the shots
+    balance: bool = False
+    parent: Parent | None = None
+    format: int = field(default=FORMAT)
 
     @property
     def additions(self) -> Additions:
         """What the run's models have beyond open_clip's CLIP."""
-        edits = self.config.get("edits")  # runs of before had neither
-        return Additions(EditSettings(**edits) if edits else None, self.config.get("context"))
+        return Additions(self.edits, self.context)
 
-    @property
-    def method(self) -> str:
-        return str(self.config["method"])
+    def to_json(self) -> dict[str, Any]:
+        """The document of config.json, in JSON's types."""
+        return dict(msgspec.to_builtins(self))
 
-    @property
-    def template(self) -> str:
-        return str(self.config["recipe"]["template"])
-
-    @property
-    def alpha(self) -> float:
-        return float(self.config["alpha"])
-
-    def pretrained(self, device: torch.device | str = "cpu") -> Clip:
-        """The pre-trained model (α = 0); what the method adds is attached, without effect.
+    @classmethod
+    def from_json(cls, document: Any, path: Path) -> RunRecord:
+        """The record of a document read from `path`.
 
         Raises:
-            ModelError: its weights cannot be had, or are not the recorded ones.
+            ModelError: it is of a format that this clipfit does not know, or something in it is not as it must be.
         """
-        source, folder, file = self.source, self._still("model"), self._still("pretrained")
-        if folder:
-            source = replace(source, model=f"{LOCAL_DIR}{folder}")
-        if file:
-            source = replace(source, pretrained=str(file))
-        return reload(source, device).with_additions(self.additions)
-
-    def finetuned(self) -> dict[str, torch.Tensor]:
-        """θ at α = 1."""
-        return files.read_tensors(self.path / "finetuned.safetensors")[0]
-
-    def state(self, alpha: float) -> dict[str, torch.Tensor]:
-        """θ at α; the pre-trained weights are loaded only where they are needed.
-
-        Raises:
-            ModelError: the pre-trained weights are needed and are missing or not the recorded ones.
-        """
-        if alpha == 1:
-            return self.finetuned()
-        if alpha == self.alpha:
-            return files.read_tensors(self.path / "model.safetensors")[0]
-        return interpolate(self.pretrained().state(), self.finetuned(), alpha)
+        found = document.get("format") if isinstance(document, dict) else None
+        if found not in (1, FORMAT):
+            raise ModelError(f"{path} has run format {found!r}; this clipfit reads 1 and {FORMAT}.")
+        return typed(document, cls, path)
 
 
-def open_run(path: Path | None) -> Run:
-    """The run at `path`, or the newest below runs/.
+@dataclass(frozen=True)
+class ClassRecord:
+    """What classes.json holds: the base classes in order, and folder → class name."""
 
-    Raises:
-        UsageError: there is none. DataError: it is not finished or damaged.
-    """
-    path = path or _newest()
-    if not path.is_dir():
-        raise UsageError(f"there is no run {path}: `clipfit adapt SHOTS` makes one below {RUNS}/.")
-    if not (path / "model.safetensors").is_file():
-        raise DataError(f"{path} is no finished run: it has no model.safetensors; run `clipfit adapt` again.")
-    classes = files.read_json(path / "classes.json")
-    config = files.read_json(path / "config.json")
-    shots = files.read_lines(path / "shots.jsonl")
-    if config.get("format") != FORMAT:
-        raise ModelError(f"{path} has run format {config.get('format')!r}; this clipfit reads {FORMAT}.")
-    timing = path / "timing.json"  # a run is complete without it
-    inputs = files.read_json(timing).get("inputs", {}) if timing.exists() else {}
-    return Run(path, config, tuple(classes["base"]), classes["names"], shots, inputs)
+    base: tuple[str, ...]
+    names: Mapping[str, str]
+    template: str
 
 
-def _newest() -> Path:
-    # a name that starts with a dot is a run half written
-    done = [p.parent for p in RUNS.glob("*/model.safetensors") if not p.parent.name.startswith(".")]
-    if not done:
-        raise UsageError(f"no run is named and {RUNS}/ holds none: `clipfit adapt SHOTS` makes one.")
-    return max(done, key=lambda p: ((p / "model.safetensors").stat().st_mtime_ns, p.name))
-
-
-def target_folder(shots: Path, method: str, output: Path | None, overwrite: bool, inputs: Iterable[Path]) -> Path:
-    """Where the run goes: `runs/<folder>-<method>` unless told otherwise.
-
-    Raises:
-        UsageError: it exists and `overwrite` is not set, it exists and is no run, it holds an input, or it would be
-            taken for a class of the shots.
-    """
-    path = output or RUNS / f"{shots.resolve().stem if shots.is_file() else shots.resolve().name}-{method}"
-    if path.exists() and not overwrite:
-        raise UsageError(f"{path} exists already: pass --overwrite to replace it or --output for another place.")
-    a_run = all((path / name).exists() for name in ("config.json", "shots.jsonl", "finetuned.safetensors"))
-    if path.exists() and not a_run and (path.is_file() or any(path.iterdir())):
-        raise UsageError(f"{path} is no run of clipfit's, so --overwrite will not delete it: choose another place.")
-    files.require_kept(path, inputs)
-    files.require_outside(path, shots)
-    return path
+def typed(document: Any, kind: type[T], path: Path) -> T:
+    """A document of JSON's types, read from `path`, as one of `kind`. Raises ModelError where it is none."""
+    try:
+        return msgspec.convert(document, kind)
+    except (msgspec.ValidationError, ClipfitError) as error:
+        raise ModelError(f"{path} is not as clipfit wrote it: {str(error).rstrip('.')}.") from error
 
 
 @dataclass(frozen=True)
 class RunFacts:
     """What a run folder says beside its weights."""
 
-    config: Mapping[str, Any]
+    record: RunRecord
     base: Sequence[str]
     names: Mapping[str, str]
-    shots: Sequence[Mapping[str, str]]
+    shots: Sequence[Mapping[str, Any]]
     steps: Sequence[Mapping[str, Any]]
     scale: float  # τ⁻¹
 
@@ -162,31 +129,26 @@ def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) 
     """Write every file of a run but timing.json; the same facts and weights give the same bytes.
 
     Raises:
-        DataError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the place cannot be written.
     """
-    config = {**facts.config, "format": FORMAT}
-    template = config["recipe"]["template"]
-    about = lambda alpha: describe(config, facts.base, facts.scale, alpha)  # noqa: E731
-    files.write_json(folder / "config.json", config)
-    classes = {"base": list(facts.base), "names": dict(facts.names), "template": template}
-    files.write_json(folder / "classes.json", classes)
-    files.write_lines(folder / "shots.jsonl", facts.shots)
-    files.write_lines(folder / "metrics.jsonl", facts.steps)
-    files.write_tensors(folder / "finetuned.safetensors", finetuned, about(1.0))
-    files.write_tensors(folder / "model.safetensors", ensemble, about(config["alpha"]))
+    record = facts.record
+    classes = ClassRecord(tuple(facts.base), facts.names, record.recipe.template)
+    files.write_json(folder / CONFIG, record.to_json())
+    files.write_json(folder / CLASSES, msgspec.to_builtins(classes))
+    files.write_lines(folder / SHOTS, facts.shots)
+    files.write_lines(folder / METRICS, facts.steps)
+    for name, state, alpha in ((FINETUNED, finetuned, 1.0), (MODEL, ensemble, record.alpha)):
+        files.write_tensors(folder / name, state, describe(record, facts.base, facts.scale, alpha))
 
 
-def describe(config: Mapping[str, Any], base: Sequence[str], scale: float, alpha: float) -> dict[str, Any]:
+def describe(record: RunRecord, base: Sequence[str], scale: float, alpha: float) -> dict[str, Any]:
     """The metadata that makes a weight file self-describing."""
+    document = record.to_json()
     return {
-        "format": FORMAT,
-        "clipfit": config["clipfit"],
+        "format": record.format,
         "alpha": alpha,
-        "method": config["method"],
         "classes": list(base),
-        "template": config["recipe"]["template"],
+        "template": record.recipe.template,
         "logit_scale_exp": scale,
-        "edits": config.get("edits"),
-        "context": config.get("context"),
-        "pretrained": config["pretrained"],
+        **{key: document[key] for key in ("clipfit", "method", "edits", "context", "pretrained")},
     }

@@ -31,7 +31,8 @@ from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files
-from clipfit.runs.record import RunFacts, target_folder, write_run
+from clipfit.runs.place import building, require_room, target_folder
+from clipfit.runs.record import RunFacts, RunRecord, Versions, write_run
 from clipfit.version import __version__
 
 
@@ -83,7 +84,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     device = devices.resolve_device(config.device)
     backbone = loading.fetch(origin, device, plan.additions, adapters=plan.adapters is not None)
     backbone.precision = devices.resolve_precision(config.precision, device)
-    files.require_room(target.resolve().parent, 2 * backbone.bytes)  # now, not after hours of training
+    require_room(target, 2 * backbone.bytes)  # now, not after hours of training
     pretrained = backbone.snapshot("cpu")
 
     progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
@@ -111,14 +112,14 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 
     progress.say(f"writing {target}")
     facts = RunFacts(
-        config=_config_record(config, plan, backbone, shots),
+        record=_record(config, plan, backbone, shots),
         base=selection.base,
         names=images.names,
         shots=[{"path": s.source, "class": s.label, **asdict(p)} for s, p in zip(shots.samples, prints, strict=True)],
         steps=[asdict(report) for report in reports],
         scale=backbone.scale.item(),
     )
-    with files.building(target, config.overwrite) as folder:
+    with building(target, config.overwrite, progress.say) as folder:
         write_run(folder, facts, finetuned, ensemble)
         _prove(folder / "model.safetensors", backbone)
         seconds = time.monotonic() - started
@@ -197,30 +198,34 @@ def _require_finite(state: dict[str, torch.Tensor]) -> None:
         raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
 
 
-def _config_record(config: AdaptConfig, plan: Adaptation, backbone: Clip, shots: ImageStore) -> dict[str, Any]:
-    """What config.json says: everything needed to repeat the run, nothing that differs when it is."""
-    return {
-        "clipfit": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "open_clip": open_clip.__version__,
-        },
-        "shots": str(config.shots),
-        "shots_per_class": config.shots_per_class,
-        "classes": str(config.classes) if config.classes else None,
-        "image_root": str(config.image_root) if config.image_root else None,
-        **plan.record(),
-        "alpha": config.alpha,
-        "seed": config.seed,
-        "device": backbone.device.type,
-        "precision": backbone.precision,
-        **asdict(backbone.additions),
-        "threads": torch.get_num_threads(),
-        "skipped": shots.skipped,
-        "pretrained": asdict(backbone.source),
-    }
+def _record(config: AdaptConfig, plan: Adaptation, backbone: Clip, shots: ImageStore) -> RunRecord:
+    return RunRecord(
+        clipfit=__version__,
+        versions=Versions(
+            python=platform.python_version(),
+            torch=str(torch.__version__),
+            torchvision=torchvision.__version__,
+            open_clip=open_clip.__version__,
+        ),
+        shots=str(config.shots),
+        shots_per_class=config.shots_per_class,
+        classes=str(config.classes) if config.classes else None,
+        image_root=str(config.image_root) if config.image_root else None,
+        method=plan.method.name,
+        method_options=asdict(plan.options),
+        tuning=plan.tuning,
+        lora=plan.adapters,
+        recipe=plan.recipe,
+        alpha=config.alpha,
+        seed=config.seed,
+        device=backbone.device.type,
+        precision=backbone.precision,
+        edits=backbone.additions.edits,
+        context=backbone.additions.context,
+        threads=torch.get_num_threads(),
+        skipped=tuple(shots.skipped),
+        pretrained=backbone.source,
+    )
 
 
 def _prove(path: Path, backbone: Clip) -> None:

@@ -16,7 +16,7 @@ from clipfit.measure import evaluations, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
 from clipfit.model import devices
 from clipfit.model.clip import Clip
-from clipfit.runs.record import Run, open_run
+from clipfit.runs.run import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     rows = tuple(figures(stored, tables[0.0], run.base, test.new) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
-        data=str(config.data or run.config["shots"]),
+        data=str(config.data or run.record.shots),
         method=run.method,
         held_out=test.held_out,
         features=backbone.precision,
@@ -91,7 +91,7 @@ def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:
     device = devices.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
     backbone = run.pretrained(device)
-    backbone.precision = str(run.config["precision"]) if device.type == run.config["device"] else "fp32"
+    backbone.precision = run.record.precision if device.type == run.record.device else "fp32"
     return backbone
 
 

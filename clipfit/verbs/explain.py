@@ -22,7 +22,7 @@ from clipfit.model.clip import Additions, Clip, Texts
 from clipfit.model.edits import Look
 from clipfit.prompts import excluding
 from clipfit.runs import files
-from clipfit.runs.record import open_run
+from clipfit.runs.run import open_run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from clipfit.formats import format_of, require_held
 from clipfit.formats.base import in_effect, subject_of
 from clipfit.formats.proof import Proof, pictures_of
 from clipfit.runs import files
-from clipfit.runs.record import open_run
+from clipfit.runs.place import building
+from clipfit.runs.run import open_run
 
 EXPORTS = Path("exports")  # not inside the run: replacing a run would leave stale ones, or delete what is in use
 PROOF = "proof.json"
@@ -56,7 +57,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
     subject = subject_of(run, alpha, additions)
     pictures = pictures_of(run, subject.model)
-    with files.building(output, config.overwrite) as folder:
+    with building(output, config.overwrite, progress.say) as folder:
         chosen.write(subject, folder)
         proof = chosen.prove(subject, folder, pictures)
         files.write_json(folder / PROOF, proof.as_json())
