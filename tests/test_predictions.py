@@ -284,7 +284,19 @@ def test_measured_on_the_shots_it_is_not_called_held_out(models, flat, tmp_path)
     assert measured.kept.name == "shots"
     document = json.loads((measured.kept / "evaluation.json").read_text("utf-8"))
     assert document["held_out"] is False
-    assert str(flat) not in json.dumps(document)
     row = document["alphas"][0]
     assert row["new"] is row["union"] is row["against_zero_shot"]["new"] is row["against_zero_shot"]["union"] is None
     assert row["against_zero_shot"]["base"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_what_is_kept_names_no_place_of_this_machine(models, tmp_path):
+    """Not even in the note that says where images of new classes could be put."""
+    root = tmp_path / "pets"
+    make_classes(root / "train", {"dog": 2, "owl": 2})
+    make_classes(root / "test", {"dog": 1}, seed=1)
+    made = adapt(AdaptConfig(root, model=models["vit"], output=tmp_path / "run"))
+    measured = evaluate(EvaluateConfig(made.run))
+    assert any(f"add images as {root}/test/<class>/" in note for note in measured.notes)
+    document = json.loads((measured.kept / "evaluation.json").read_text("utf-8"))
+    assert any("add images as held-out/test/<class>/" in note for note in document["notes"])
+    assert str(tmp_path) not in json.dumps(document)
