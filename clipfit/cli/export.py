@@ -17,7 +17,7 @@ def options() -> list[Declared]:
 
 
 def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
-    """Write the ensembled model for other tools, and check it by loading it again."""
+    """Write the ensembled model for other tools, and have them load it: what they read must be the run's model."""
     config = ExportConfig(**values)
 
     from clipfit import export

@@ -18,7 +18,7 @@ class ExportConfig(Checked):
     _: KW_ONLY
     format: str = option("open_clip", "open_clip: a folder for open_clip's local-dir:.")
     alpha: float | None = shared.alpha_of_run()
-    output: Path | None = option(None, "Where it goes.", default_is="inside the run")
+    output: Path | None = option(None, "Where it goes.", default_is="exports/<run>-<format>-<alpha>")
     overwrite: bool = option(False, "Replace what exists.")
 
 
@@ -34,4 +34,4 @@ class ExplainConfig(Checked):
         None, "Numbers from 0 (0,3,5).", low=0, parse=parse_numbers, default_is="first, the head's, last"
     )
     alpha: float | None = shared.alpha_of_run()
-    output: Path | None = option(None, "Where the pictures go.", default_is="inside the run")
+    output: Path | None = option(None, "Where the pictures go.", default_is="explanations/<run>-<alpha>")

@@ -74,7 +74,7 @@ def pictures_of(run: Run, model: Clip) -> Pictures:
     shots = []
     for name, path in _shots_still_there(run):
         try:
-            shots.append((name, path, model.geometry(decode(path))))
+            shots.append((name, path, model.geometry(decode(path, run.record.grey_bits))))
         except DataError:  # gone since a moment ago
             continue
         if len(shots) == MOST:

@@ -13,10 +13,11 @@ from clipfit.formats import format_of, require_held
 from clipfit.formats.base import in_effect, subject_of
 from clipfit.formats.proof import Proof, pictures_of
 from clipfit.runs import files
-from clipfit.runs.place import building
+from clipfit.runs.place import building, recover
 from clipfit.runs.run import open_run
 
-EXPORTS = Path("exports")  # not inside the run: replacing a run would leave stale ones, or delete what is in use
+# not inside the run: replacing it would leave stale ones, or delete what is in use
+EXPORTS = Path("exports")
 PROOF = "proof.json"
 
 
@@ -50,6 +51,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
     output = config.output or EXPORTS / f"{run.path.resolve().name}-{chosen.name}-{alpha:g}"
+    recover(output)
     _require_free(output, config.overwrite)
     files.require_kept(output, run.needed)
     additions = in_effect(run, alpha)
