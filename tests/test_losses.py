@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,55 +25,6 @@ BATCHES = {
     "all distinct": [2, 0, 1, 4, 3],
 }
 SCALE = 9.0
-
-
-def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return sum((a[d] * b[d] for d in range(len(a))), torch.zeros((), dtype=a.dtype))
-
-
-def naive_dva(u, classifier, labels):
-    total = 0.0
-    for i, y in enumerate(labels):
-        logits = [SCALE * dot(u[i], w) / dot(w, w).sqrt() for w in classifier]
-        total = total - torch.log(torch.exp(logits[y]) / sum(torch.exp(x) for x in logits))
-    return total / len(labels)
-
-
-def naive_scl(u, texts, labels, literal):
-    """Eq. 4, with a text for every image."""
-    b = len(labels)
-    total = 0.0
-    for i in range(b):
-        own = torch.exp(SCALE * dot(u[i], texts[i]))
-        others = [k for k in range(b) if labels[k] != labels[i]]
-        over_texts = sum(torch.exp(SCALE * dot(u[i], texts[k])) for k in others)
-        over_images = sum(torch.exp(SCALE * dot(u[k], texts[i])) for k in others)
-        kept = 0.0 if literal else own
-        total = total - torch.log(own / (over_texts + kept)) - torch.log(own / (over_images + kept))
-    return total / b
-
-
-def naive_vld(u, texts, teacher_u, teacher_texts):
-    """Eq. 5: KL(p ‖ p̂) over the B texts, student first."""
-    b = len(u)
-    total = 0.0
-    for i in range(b):
-        student = [torch.exp(SCALE * dot(u[i], texts[k])) for k in range(b)]
-        teacher = [torch.exp(SCALE * dot(teacher_u[i], teacher_texts[k])) for k in range(b)]
-        for k in range(b):
-            p, q = student[k] / sum(student), teacher[k] / sum(teacher)
-            total = total + p * torch.log(p / q)
-    return total / b
-
-
-def naive_contrastive(u, texts):
-    b = len(u)
-    total = 0.0
-    for i in range(b):
-        own = SCALE * dot(u[i], texts[i])
-        total = total + torch.log(sum(torch.exp(SCALE * dot(u[i], texts[k])) for k in range(b))) - own
-        total = total + torch.log(sum(torch.exp(SCALE * dot(u[k], texts[i])) for k in range(b))) - own
-    return total / (2 * b)
 
 
 def embeddings(rows: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -105,7 +57,7 @@ def test_dva(labels, dtype):
     u, classifier = embeddings(len(labels), 0, dtype), (3 * embeddings(5, 1, dtype)).detach().requires_grad_()
     same(
         lambda u, w: visual_text_alignment(u, w, torch.tensor(labels), scale(dtype)),
-        lambda u, w: naive_dva(u, w, labels),
+        lambda u, w: oracles.dva(u, w, labels, SCALE),
         [u, classifier],
         dtype,
     )
@@ -118,7 +70,7 @@ def test_scl(labels, literal, dtype):
     classes = torch.tensor(labels)
     same(
         lambda u, t: supervised_contrastive(u, t, classes, scale(dtype), positive_in_denominator=not literal),
-        lambda u, t: naive_scl(u, [t[c] for c in labels], labels, literal),
+        lambda u, t: oracles.scl(u, [t[c] for c in labels], labels, SCALE, literal),
         [u, t],
         dtype,
     )
@@ -131,7 +83,9 @@ def test_vld(labels, dtype):
     teacher_u, teacher_t = embeddings(len(u), 2, dtype).detach(), embeddings(len(t), 3, dtype).detach()
     same(
         lambda u, t: similarity_distillation(u, t, teacher_u, teacher_t, classes.bincount(), scale(dtype)),
-        lambda u, t: naive_vld(u, [t[c] for c in labels], teacher_u.double(), [teacher_t[c].double() for c in labels]),
+        lambda u, t: oracles.vld(
+            u, [t[c] for c in labels], teacher_u.double(), [teacher_t[c].double() for c in labels], SCALE
+        ),
         [u, t],
         dtype,
     )
@@ -140,8 +94,11 @@ def test_vld(labels, dtype):
 @pytest.mark.parametrize("labels", [*BATCHES.values(), [0, 0, 0]], ids=[*BATCHES, "one class"])
 def test_flyp_is_clips_loss_over_a_text_for_every_image(labels, dtype):
     u, t = embeddings(len(labels), 0, dtype), embeddings(max(labels) + 1, 1, dtype)
-    ours = lambda u, t: batch_contrastive(u, t[labels], scale(dtype))  # noqa: E731
-    same(ours, lambda u, t: naive_contrastive(u, [t[c] for c in labels]), [u, t], dtype)
+
+    def ours(u, t):
+        return batch_contrastive(u, t[labels], scale(dtype))
+
+    same(ours, lambda u, t: oracles.contrastive(u, [t[c] for c in labels], SCALE), [u, t], dtype)
     assert ours(u, t).item() == pytest.approx(ClipLoss()(u, t[labels], scale(dtype)).item(), rel=1e-6)
 
 

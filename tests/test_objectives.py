@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import oracles
 import pytest
-import test_losses
 import torch
 import torch.nn.functional as F
 from conftest import terms_of
 from open_clip.loss import ClipLoss
-from test_losses import naive_scl, naive_vld
+from test_losses import BATCHES as DENSE
 
 from clipfit.methods import METHODS, Task
 from clipfit.model import loading
@@ -19,7 +19,7 @@ from clipfit.model.clip import Additions
 from clipfit.prompts import prompts
 
 # as there, but with gaps: which classes are in a batch is not how many
-BATCHES = {name: [[4, 1, 3, 0, 2][c] for c in labels] for name, labels in test_losses.BATCHES.items()}
+BATCHES = {name: [[4, 1, 3, 0, 2][c] for c in labels] for name, labels in DENSE.items()}
 NAMES = ["cat", "a much longer class name", "dog", "owl", "red fish"]
 
 
@@ -66,7 +66,7 @@ def extra(objective):
 @pytest.mark.usefixtures("doubles")
 @pytest.mark.parametrize("literal", [False, True], ids=["default", "literal"])
 @pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
-def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, labels, literal):
+def test_cite_is_its_equations_with_a_text_for_every_image(models, labels, literal):
     """Value and the gradient by every weight: texts once a class and cut short, against B full-length texts."""
     task = task_in_double(models["vit"])
     objective = METHODS["cite"].build(task, METHODS["cite"].configure({"literal_scl": literal}))
@@ -82,9 +82,10 @@ def test_cite_is_its_equations_with_a_text_for_every_image(models, monkeypatch, 
             teacher.encode_image(images, normalize=True),
             teacher.encode_text(task.tokens[y], normalize=True),
         )
-    monkeypatch.setattr(test_losses, "SCALE", teacher.logit_scale.exp().item())
-    dva = test_losses.naive_dva(u, objective.classifier, labels)
-    scl, vld = naive_scl(u, texts, labels, literal), naive_vld(u, texts, teacher_u, teacher_texts)
+    scale = teacher.logit_scale.exp().item()
+    dva = oracles.dva(u, objective.classifier, labels, scale)
+    scl = oracles.scl(u, texts, labels, scale, literal)
+    vld = oracles.vld(u, texts, teacher_u, teacher_texts, scale)
     naive = dva + 0.7 * scl + 0.1 * vld
 
     terms = terms_of(objective, images, y)

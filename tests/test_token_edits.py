@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,20 +19,6 @@ from clipfit.prompts import prompts
 
 NAMES = ["bee", "cow", "dog", "elk", "red fox"]
 STRONG = EditSettings(head_ratio=0.25, tail_ratio=0.2, head_strength=0.7, head_block=0, tail_strength=0.3)
-
-
-def naive_edit(x, z, a, b, rho, gamma):
-    """Steps 1 to 4 of the paper, patch by patch; of equal patches the earlier ranks higher."""
-    out = x.clone()
-    for image in range(len(x)):
-        patches = range(x.shape[1])
-        s = [[float(torch.dot(x[image, i], c) / (x[image, i].norm() * c.norm())) for c in z] for i in patches]
-        order = sorted(patches, key=lambda i: (-max(s[i]), i))
-        for i in order[: math.floor(round(len(order) * rho, 6))]:
-            out[image, i] = x[image, i] + a * z[s[i].index(max(s[i]))]
-        for i in order[len(order) - math.floor(round(len(order) * gamma, 6)) :]:
-            out[image, i] = x[image, i] - b * z[s[i].index(min(s[i]))]
-    return out
 
 
 @pytest.fixture
@@ -50,7 +37,7 @@ def test_an_edit_is_that_of_the_naive_loop(tokens, rho, gamma):
     x, z = tokens
     a, b = torch.tensor(0.8), torch.tensor(0.3)
     ours = edit_tokens(x.float(), z.float(), a, b, rho, gamma)
-    torch.testing.assert_close(ours.double(), naive_edit(x, z, 0.8, 0.3, rho, gamma), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.double(), oracles.edited(x, z, 0.8, 0.3, rho, gamma), atol=1e-6, rtol=1e-6)
     assert (ours != x.float()).any(2).sum(1).tolist() == [
         math.floor(10 * rho + 1e-9) + math.floor(10 * gamma + 1e-9)
     ] * 3
@@ -58,16 +45,9 @@ def test_an_edit_is_that_of_the_naive_loop(tokens, rho, gamma):
 
 def test_soft_edits_weigh_all_classes(tokens):
     x, z = tokens
-    s = F.normalize(x, dim=2) @ F.normalize(z, dim=1).T
-    order = s.amax(2).argsort(dim=1, descending=True, stable=True)
-    expected = x.clone()
-    for image in range(3):
-        first, last = order[image, 0], order[image, -1]
-        expected[image, first] += 0.8 * (20 * s[image, first]).softmax(0) @ z
-        expected[image, last] -= 0.3 * (-20 * s[image, last]).softmax(0) @ z
     a, b, scale = torch.tensor(0.8), torch.tensor(0.3), torch.tensor(20.0)
     ours = edit_tokens(x.float(), z.float(), a, b, 0.1, 0.1, scale)
-    torch.testing.assert_close(ours.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(ours.double(), oracles.soft_edited(x, z, 0.8, 0.3, 20.0), atol=1e-6, rtol=1e-6)
     hard = edit_tokens(x.float(), z.float(), a, b, 0.1, 0.1)
     torch.testing.assert_close(edit_tokens(x.float(), z.float(), a, b, 0.1, 0.1, scale * 1e4)[0], hard[0])
 
@@ -123,16 +103,28 @@ def test_the_blocks_default_to_the_papers_places():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"head_block": 6}, {"head_block": -1}, {"text_block": 4}], ids=["deep", "negative", "text"]
+    ("wrong", "words"),
+    [
+        ({"head_block": 6}, "head_block must lie between 0 and 5"),
+        ({"head_block": -1}, "head_block must be at least 0"),
+        ({"text_block": 4}, "text_block must lie between 0 and 3"),
+    ],
+    ids=["deep", "negative", "text"],
 )
-def test_a_block_that_is_not_there(wrong):
-    with pytest.raises(UsageError, match="must lie between 0 and"):
+def test_a_block_that_is_not_there(wrong, words):
+    with pytest.raises(UsageError, match=words):
         EditSettings(**wrong).placed(6, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"head_ratio": 0.6, "tail_ratio": 0.5}, {"tail_ratio": -0.1}])
-def test_ratios_that_make_no_sense(wrong):
-    with pytest.raises(UsageError, match="nor exceed 1 together"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"head_ratio": 0.6, "tail_ratio": 0.5}, "must not exceed 1 together"),
+        ({"tail_ratio": -0.1}, "tail_ratio must lie between 0 and 1"),
+    ],
+)
+def test_ratios_that_make_no_sense(wrong, words):
+    with pytest.raises(UsageError, match=words):
         EditSettings(**wrong)
 
 
@@ -181,18 +173,7 @@ def test_the_whole_forward_pass_is_that_of_a_naive_one(models, name):
         u, t = backbone.encode(x, tokens)
 
         m = copy.deepcopy(backbone.model).double()
-        h = m.token_embedding(tokens) + m.positional_embedding
-        for block in m.transformer.resblocks[: STRONG.placed(2, 2).text_block + 1]:
-            h = block(h, attn_mask=m.attn_mask)
-        f = m.ln_final(h)[torch.arange(len(h)), tokens.argmax(1)] @ m.text_projection
-        y = torch.linalg.lstsq(m.visual.proj.T, f.T, driver="gelsd").solution.T
-        z = (y - m.visual.ln_post.bias) / m.visual.ln_post.weight
-        v = m.visual._embeds(x.double())
-        for number, block in enumerate(m.visual.transformer.resblocks):
-            a = STRONG.head_strength if number == STRONG.head_block else 0.0
-            edited = naive_edit(v[:, 1:], z, a, STRONG.tail_strength, STRONG.head_ratio, STRONG.tail_ratio)
-            v = block(torch.cat([v[:, :1], edited], 1))
-        expected = F.normalize(m.visual.ln_post(v[:, 0]) @ m.visual.proj, dim=1)
+        expected = oracles.edited_features(m, x.double(), tokens, STRONG, STRONG.placed(2, 2).text_block)
         expected_t = m.encode_text(tokens, normalize=True)
     torch.testing.assert_close(u.double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(t.double(), expected_t, atol=1e-5, rtol=0)

@@ -1,0 +1,112 @@
+"""The papers' equations a second time, as loops that share nothing with clipfit: what its tensor code is compared with.
+
+Inputs are float64; every batch has a text for every image, however many share a class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipfit.config.edits import EditSettings
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    return sum((a[d] * b[d] for d in range(len(a))), torch.zeros((), dtype=a.dtype))
+
+
+def dva(u: Tensor, classifier: Tensor, labels: Sequence[int], scale: float) -> Tensor:
+    """CLIP-CITE's L_DVA: cross-entropy over the rows of the classifier, of any length."""
+    total = torch.zeros((), dtype=u.dtype)
+    for i, y in enumerate(labels):
+        logits = [scale * dot(u[i], w) / dot(w, w).sqrt() for w in classifier]
+        total = total - torch.log(torch.exp(logits[y]) / sum(torch.exp(x) for x in logits))
+    return total / len(labels)
+
+
+def scl(u: Tensor, texts: Sequence[Tensor], labels: Sequence[int], scale: float, literal: bool) -> Tensor:
+    """CLIP-CITE's L_SCL (eq. 4); `literal`: as printed, the positive pair left out of the denominators."""
+    b = len(labels)
+    total = torch.zeros((), dtype=u.dtype)
+    for i in range(b):
+        own = torch.exp(scale * dot(u[i], texts[i]))
+        others = [k for k in range(b) if labels[k] != labels[i]]
+        over_texts = sum(torch.exp(scale * dot(u[i], texts[k])) for k in others)
+        over_images = sum(torch.exp(scale * dot(u[k], texts[i])) for k in others)
+        kept = 0.0 if literal else own
+        total = total - torch.log(own / (over_texts + kept)) - torch.log(own / (over_images + kept))
+    return total / b
+
+
+def vld(u: Tensor, texts: Sequence[Tensor], teacher_u: Tensor, teacher_texts: Sequence[Tensor], scale: float) -> Tensor:
+    """CLIP-CITE's L_VLD (eq. 5): KL(p ‖ p̂) over the B texts, student first."""
+    b = len(u)
+    total = torch.zeros((), dtype=u.dtype)
+    for i in range(b):
+        student = [torch.exp(scale * dot(u[i], texts[k])) for k in range(b)]
+        teacher = [torch.exp(scale * dot(teacher_u[i], teacher_texts[k])) for k in range(b)]
+        for k in range(b):
+            p, q = student[k] / sum(student), teacher[k] / sum(teacher)
+            total = total + p * torch.log(p / q)
+    return total / b
+
+
+def contrastive(u: Tensor, texts: Sequence[Tensor], scale: float) -> Tensor:
+    """CLIP's own loss over a batch of pairs."""
+    b = len(u)
+    total = torch.zeros((), dtype=u.dtype)
+    for i in range(b):
+        own = scale * dot(u[i], texts[i])
+        total = total + torch.log(sum(torch.exp(scale * dot(u[i], texts[k])) for k in range(b))) - own
+        total = total + torch.log(sum(torch.exp(scale * dot(u[k], texts[i])) for k in range(b))) - own
+    return total / (2 * b)
+
+
+def edited(x: Tensor, z: Tensor, a: float, b: float, rho: float, gamma: float) -> Tensor:
+    """ATHA's edit of patches x (B, N, W) by class tokens z (C, W), steps 1 to 4 of the paper, patch by patch.
+
+    Of equal patches the earlier ranks higher.
+    """
+    out = x.clone()
+    for image in range(len(x)):
+        patches = range(x.shape[1])
+        s = [[float(torch.dot(x[image, i], c) / (x[image, i].norm() * c.norm())) for c in z] for i in patches]
+        order = sorted(patches, key=lambda i: (-max(s[i]), i))
+        for i in order[: math.floor(round(len(order) * rho, 6))]:
+            out[image, i] = x[image, i] + a * z[s[i].index(max(s[i]))]
+        for i in order[len(order) - math.floor(round(len(order) * gamma, 6)) :]:
+            out[image, i] = x[image, i] - b * z[s[i].index(min(s[i]))]
+    return out
+
+
+def soft_edited(x: Tensor, z: Tensor, a: float, b: float, scale: float) -> Tensor:
+    """The same for one head and one tail patch of each image, moved by softmax-weighted class tokens."""
+    s = F.normalize(x, dim=2) @ F.normalize(z, dim=1).T
+    order = s.amax(2).argsort(dim=1, descending=True, stable=True)
+    out = x.clone()
+    for image in range(len(x)):
+        first, last = order[image, 0], order[image, -1]
+        out[image, first] += a * (scale * s[image, first]).softmax(0) @ z
+        out[image, last] -= b * (-scale * s[image, last]).softmax(0) @ z
+    return out
+
+
+def edited_features(model: Any, images: Tensor, tokens: Tensor, settings: EditSettings, text_block: int) -> Tensor:
+    """ATHA's whole forward pass: the modules of an open_clip CLIP in float64, called one by one, edits in between."""
+    h = model.token_embedding(tokens) + model.positional_embedding
+    for block in model.transformer.resblocks[: text_block + 1]:
+        h = block(h, attn_mask=model.attn_mask)
+    f = model.ln_final(h)[torch.arange(len(h)), tokens.argmax(1)] @ model.text_projection
+    y = torch.linalg.lstsq(model.visual.proj.T, f.T, driver="gelsd").solution.T
+    z = (y - model.visual.ln_post.bias) / model.visual.ln_post.weight
+    v = model.visual._embeds(images)
+    for number, block in enumerate(model.visual.transformer.resblocks):
+        a = settings.head_strength if number == settings.head_block else 0.0
+        patches = edited(v[:, 1:], z, a, settings.tail_strength, settings.head_ratio, settings.tail_ratio)
+        v = block(torch.cat([v[:, :1], patches], 1))
+    return F.normalize(model.visual.ln_post(v[:, 0]) @ model.visual.proj, dim=1)
