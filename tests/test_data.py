@@ -295,6 +295,7 @@ def test_a_coop_split_file(tmp_path):
         ("m.json", '{"train": [["a.png", 0]], "test": []}', r"has \['a.png', 0\] in `train`: expected"),
         ("m.json", "{", "m.json cannot be read as json"),
         ("m.json", "[]", "is no CoOp split"),
+        ("shot_1-seed_1.json", '{"train": {"data": []}, "test": {"data": []}}', "is no CoOp split"),
         ("m.txt", "a.png cat", "is no folder and no .csv, .jsonl or CoOp .json file"),
     ],
 )

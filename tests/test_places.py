@@ -122,6 +122,13 @@ def test_files_that_are_no_images_are_named_by_kind(tmp_path, monkeypatch):
     )
 
 
+def test_heic_is_an_image_where_it_can_be_read(tmp_path):
+    pytest.importorskip("pillow_heif")
+    root = make_classes(tmp_path / "pets", {"cat": 1, "dog": 1})
+    (root / "dog" / "1.HEIC").touch()
+    assert [s.source for s in layout.read(root).train] == ["pets/cat/0.png", "pets/dog/0.png", "pets/dog/1.HEIC"]
+
+
 def test_images_beside_the_class_folders_are_named(tmp_path):
     root = parts(tmp_path / "pets", "train", "test")
     for place in (root, root / "train"):
@@ -249,27 +256,32 @@ def test_a_pipe_in_a_manifest_is_refused(cli, pipe, models, split_run, tmp_path)
 # ---- names
 
 
-def test_a_bare_line_follows_the_rule_of_its_place(tmp_path):
-    """One class, one prompt: whether it is found or listed, dashes of folders become spaces, those of labels stay."""
+def test_what_is_written_in_a_list_keeps_its_dashes(tmp_path):
+    """Only names of folders lose them; underscores belong in no sentence."""
     file = tmp_path / "new.txt"
     file.write_text("ice_cream\nt-shirt\n")
-    assert read_new_classes(file, name_of_folder) == ("ice cream", "t shirt")
-    assert read_new_classes(file, name_of_label) == ("ice cream", "t-shirt")
-    assert list(ClassNames.of(["ice_cream", "t-shirt"], file, name_of_label).by_label.values())[1] == "t-shirt"
-    file.write_text("t-shirt\tt-shirt\n")  # a spelling that is meant
-    assert read_new_classes(file, name_of_folder) == ("t-shirt",)
+    assert read_new_classes(file) == ("ice cream", "t-shirt")
+    assert list(ClassNames.of(["ice-cream", "t_shirt"], file).by_label.items()) == [
+        ("ice-cream", "ice cream"), ("t_shirt", "t-shirt")
+    ]  # fmt: skip
+    assert ClassNames.of(["t-shirt"], None).by_label["t-shirt"] == "t shirt"
     (tmp_path / "odd.csv").mkdir()
     assert name_rule(tmp_path / "odd.csv") is name_rule(tmp_path / "pets") is name_of_folder
     assert name_rule(tmp_path / "m.jsonl") is name_rule(tmp_path / "split_zhou.json") is name_of_label
 
 
-def test_a_listed_class_is_called_as_its_folder(cli, split_run, tmp_path):
-    """`--new-classes` alone changes no figure of a class that is found without it."""
-    found = cli("evaluate", split_run, "--json").document
-    (tmp_path / "new.txt").write_text("Ant-Lion\nelk\n")
+def test_a_class_is_called_as_it_is_listed(cli, split_run, tmp_path):
+    """Where that makes another prompt, it is said: figures with and without a list may differ."""
+    (tmp_path / "new.txt").write_text("Ant-Lion\nELK\n")
     listed = cli("evaluate", split_run, "--new-classes", "new.txt", "--json").document
-    assert listed["new_classes"] == found["new_classes"] == ["Ant Lion", "elk"]
-    assert listed["alphas"] == found["alphas"]
+    assert listed["new_classes"] == ["Ant-Lion", "ELK"]
+    assert listed["alphas"][0]["new"]["n"] == 4
+    assert "spelt as listed, which may change figures: 'Ant-Lion' (not 'Ant Lion')" in listed["notes"]
+    found = cli("evaluate", split_run, "--json").document
+    (tmp_path / "new.txt").write_text("ant lion\nelk\n")
+    again = cli("evaluate", split_run, "--new-classes", "new.txt", "--json").document
+    assert not any("spelt" in note for note in again["notes"])
+    assert [row["new"]["accuracy"] for row in again["alphas"]] == [row["new"]["accuracy"] for row in found["alphas"]]
 
 
 @pytest.mark.parametrize("folder", ["___", "-", "\x1b\x07", "\u200b"])

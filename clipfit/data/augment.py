@@ -19,7 +19,10 @@ def crop_box(
     The area's share is uniform in `scale`, the aspect ratio log-uniform in `ratio`; after ten crops that do not fit,
     the largest centred one whose ratio does.
     """
-    uniform = lambda low, high: low + (high - low) * torch.rand((), generator=generator).item()  # noqa: E731
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
     for _ in range(10):
         area = height * width * uniform(*scale)
         aspect = math.exp(uniform(math.log(ratio[0]), math.log(ratio[1])))

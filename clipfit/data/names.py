@@ -1,4 +1,8 @@
-"""What classes are called: by their folders or labels, by a class file, by a list of new classes."""
+"""What classes are called: by their folders or labels, by a class file, by a list of new classes.
+
+Names of folders lose underscores and dashes; what is written in a file (labels, lists) loses underscores alone. Where
+a class is listed, the list's spelling is its name, so that one command asks for it with one prompt.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ class ClassNames:
             DataError: the file lacks a label (both sides are shown), a name that cannot be a prompt, or one name for
                 two labels.
         """
-        names = _named_by(class_file, labels, rule) if class_file else {label: rule(label) for label in labels}
+        names = _named_by(class_file, labels) if class_file else {label: rule(label) for label in labels}
         _refuse_twins(names)
         for label, name in names.items():
             if not any(char.isprintable() and not char.isspace() for char in name):
@@ -45,16 +49,13 @@ class ClassNames:
         return cls(names)
 
 
-def read_new_classes(file: Path, rule: NameRule = name_of_folder) -> tuple[str, ...]:
+def read_new_classes(file: Path) -> tuple[str, ...]:
     """Names of classes, one a line; of a class file (`folder<TAB>name` lines or a JSON object) the names count.
-
-    Args:
-        rule: what becomes of a bare line, see `name_rule`: a class has one prompt, whether it is listed or found.
 
     Raises:
         DataError: the file is missing, empty, or names a class twice.
     """
-    names = _read_class_file(file, rule)
+    names = _read_class_file(file)
     _refuse_twins(names)
     return tuple(names.values())
 
@@ -69,9 +70,9 @@ def shortened(items: Sequence[str], most: int = 5) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _named_by(class_file: Path, labels: Sequence[str], rule: NameRule) -> dict[str, str]:
+def _named_by(class_file: Path, labels: Sequence[str]) -> dict[str, str]:
     """The file's names; its order is the order of the classes: CoOp's base and new halves follow it."""
-    given = _read_class_file(class_file, rule)
+    given = _read_class_file(class_file)
     by_key = {key_of(label): label for label in labels}
     exact = {label: label for label in labels}  # goes before another spelling of the same name
     matched = {line: label for line in given if (label := exact.get(line) or by_key.get(key_of(line)))}
@@ -86,10 +87,10 @@ def _named_by(class_file: Path, labels: Sequence[str], rule: NameRule) -> dict[s
     return names
 
 
-def _read_class_file(file: Path, rule: NameRule) -> dict[str, str]:
+def _read_class_file(file: Path) -> dict[str, str]:
     """`folder<TAB>name` a line, a name alone a line (its folder is the same name), or a JSON object."""
     text = _read_text(file)
-    names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text, rule)
+    names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text)
     if not names:
         raise DataError(f"{file} names no class: expected a line `class name` or `folder<TAB>class name` for each.")
     for folder, name in names.items():
@@ -110,13 +111,13 @@ def _from_json(file: Path, text: str) -> dict[str, str]:
     return record
 
 
-def _from_lines(file: Path, text: str, rule: NameRule) -> dict[str, str]:
+def _from_lines(file: Path, text: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for line in filter(str.strip, text.replace("\r\n", "\n").split("\n")):
         folder, tab, name = line.partition("\t")
         if folder.strip() in names:
             raise DataError(f"class file {file} names {folder.strip()!r} twice: one line a class.")
-        names[folder.strip()] = name.strip() if tab else rule(folder)
+        names[folder.strip()] = name.strip() if tab else name_of_label(folder)
     return names
 
 

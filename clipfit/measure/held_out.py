@@ -11,7 +11,7 @@ from clipfit.data import layout
 from clipfit.data.copies import Known, first_of_each, identify
 from clipfit.data.images import content_hash
 from clipfit.data.layout import LabelledImages, Sample
-from clipfit.data.names import name_rule, read_new_classes, some
+from clipfit.data.names import read_new_classes, shortened, some
 from clipfit.errors import DataError
 from clipfit.prompts import excluding, key_of
 from clipfit.runs.run import Run
@@ -39,7 +39,7 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
     place = config.data or run.place("shots")
     assert place is not None
     found = _read(run, config, place, own)
-    listed = read_new_classes(config.new_classes, name_rule(place)) if config.new_classes else None
+    listed = read_new_classes(config.new_classes) if config.new_classes else None
     names = _names(run, found, listed or (), own_names=config.classes is not None)
     candidates, notes = _candidates(run, found, place, own)
     candidates = [_called(sample, names) for sample in candidates]
@@ -49,9 +49,7 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
     else:
         new = tuple(excluding(listed, run.base))
         _require_images(run, candidates, new, config, provided=not own or found.test is not None)
-        trained = [name for name in listed if name not in new]
-        if trained:
-            notes.append(f"{some(trained)}: listed as new, but trained on; counted as base")
+        notes += _notes_on(listed, new, found)
 
     wanted = {*run.base, *new}
     samples = [sample for sample in candidates if sample.label in wanted]
@@ -153,6 +151,20 @@ def _names(run: Run, found: LabelledImages, listed: Sequence[str], own_names: bo
 
 def _called(sample: Sample, names: Mapping[str, str]) -> Sample:
     return replace(sample, label=names[sample.label])
+
+
+def _notes_on(listed: Sequence[str], new: Sequence[str], found: LabelledImages) -> list[str]:
+    """Of a list of new classes: those that are not new, and those whose prompt is another one than without the list."""
+    notes = []
+    trained = [name for name in listed if name not in new]
+    if trained:
+        notes.append(f"{some(trained)}: listed as new, but trained on; counted as base")
+    of_place = {key_of(name): name for name in found.names.values()}
+    pairs = [(name, of_place.get(key_of(name), name)) for name in new]
+    respelt = [f"{name!r} (not {own!r})" for name, own in pairs if name.casefold() != own.casefold()]
+    if respelt:
+        notes.append(f"spelt as listed, which may change figures: {shortened(respelt)}")
+    return notes
 
 
 def _require_images(
