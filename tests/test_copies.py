@@ -89,6 +89,8 @@ def test_runs_of_before_know_the_bytes_of_their_shots_alone(cli, split, split_ru
     shots = [json.loads(line) for line in (run / "shots.jsonl").read_text().splitlines()]
     old = [{key: shot[key] for key in ("path", "class", "sha256")} for shot in shots]
     (run / "shots.jsonl").write_text("".join(json.dumps(shot) + "\n" for shot in old))
+    (run / "config.json").write_text(json.dumps({**json.loads((run / "config.json").read_text()), "format": 1}))
+    (run / "files.json").unlink()
     data = Path(shutil.copytree(split / "train", tmp_path / "again"))
     cli("evaluate", run, "--data", data).fails(3, "every image in ", "run, or a copy of one")
     assert measured(cli, run, as_bmp(data))[0] == 6
