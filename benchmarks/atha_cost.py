@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from clipfit.config.edits import EditSettings
-from clipfit.model.clip import Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import Additions
 from clipfit.model.sources import Source, quiet
 from clipfit.prompts import prompts
 

@@ -25,8 +25,8 @@ from clipfit.config.edits import EditSettings
 from clipfit.data import layout
 from clipfit.data.images import decode
 from clipfit.measure.metrics import estimate
-from clipfit.model.clip import Additions
 from clipfit.model.loading import load
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
 from clipfit.verbs.episodes import finished

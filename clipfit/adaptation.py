@@ -12,13 +12,16 @@ import torch
 from clipfit.config import AdaptConfig, Recipe, settings
 from clipfit.config.lora import LoraSettings
 from clipfit.data.images import Images
+from clipfit.errors import DataError
 from clipfit.events import StepReport
 from clipfit.methods import Group, Method, ShotCounts, Task
 from clipfit.model import lora
-from clipfit.model.clip import Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.training import loop
 from clipfit.training.input import Schedule
+from clipfit.training.saving import Saving
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Adaptation:
         else:
             adapters, lora_recipe = lora_settings(method, config), method.lora.recipe(shots)
         recipe = Recipe.resolved(model_defaults, method.name, config.recipe, lora_recipe)
-        return cls(method, options, recipe, adapters, shots.of_largest_class, config.seed, config.context)
+        most = shots.of_largest_class
+        return cls(method, options, recipe, adapters, most, config.seed, config.context, config.balance)
 
     @property
     def additions(self) -> Additions:
@@ -74,13 +78,15 @@ class Adaptation:
         labels: Sequence[int],
         pretrained: Mapping[str, torch.Tensor] | None = None,
         on_step: Callable[[StepReport], None] = lambda report: None,
-    ) -> None:
+        saving: Saving | None = None,
+    ) -> list[StepReport]:
         """Adapt a model to images of the classes `names`, in place; adapters are merged into plain weights at the end.
 
         Context vectors are trained as in ATHA's code, by SGD at 2e-3 with momentum 0.9 and decay 5e-4.
 
         Args:
             pretrained: the model's weights as they are now, where a copy is kept anyway; it is only read.
+            saving: see loop.train.
 
         Raises:
             NonFiniteError: a loss is not a finite number. ModelError: a tower without what LoRA adapts.
@@ -91,7 +97,18 @@ class Adaptation:
         context = [] if clip.context is None else [Group({"clipfit.context": clip.context}, 2e-3, 5e-4, momentum=0.9)]
         with self._adapters_on(clip), loop.deterministic(clip.device):
             schedule = Schedule(labels, self.recipe, self.seed, self.balance)
-            loop.train(clip, objective, images, schedule, on_step, context)
+            return loop.train(clip, objective, images, schedule, on_step, context, saving)
+
+    def require_distinct(self, clip: Clip, names: Sequence[str]) -> None:
+        """Raises DataError for two classes whose texts are the same to the model: cut at its context, or by tokens."""
+        first: dict[tuple[int, ...], str] = {}
+        for name, row in zip(names, clip.tokenize(prompts(names, self.recipe.template)).tolist(), strict=True):
+            other = first.setdefault(tuple(row), name)
+            if other != name:
+                raise DataError(
+                    f"classes {other[:60]!r} and {name[:60]!r} are the same {len(row)} tokens to this model, "
+                    "which cuts longer texts: give one of them another name with --classes, or a shorter --template."
+                )
 
     def _adapters_on(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
         if self.adapters is None:

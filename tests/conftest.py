@@ -27,7 +27,8 @@ from clipfit.formats import consumer
 from clipfit.methods import METHODS, Objective, Task, Term
 from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
-from clipfit.model.clip import Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.streams import Rows
 

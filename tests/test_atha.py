@@ -16,7 +16,8 @@ from clipfit.measure import scoring
 from clipfit.methods import METHODS, Task
 from clipfit.model import edits as token_edits
 from clipfit.model import loading
-from clipfit.model.clip import Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.runs.run import open_run
 
@@ -80,7 +81,7 @@ def test_dva_sends_no_gradient_to_the_text_tower(vit):
 
 def test_cite_on_edited_images_has_its_three_losses(vit):
     """The value of each from losses written out, the teacher being plain CLIP."""
-    plain = vit.copied(Additions())
+    plain = vit.with_additions(Additions(), copied=True)
     objective = objective_of(vit, "cite+atha")
     images, labels = batch((0, 1, 2, 3))
     terms = {name: term.value.item() for name, term in terms_of(objective, images, labels).items()}

@@ -17,7 +17,7 @@ from clipfit.adaptation import Adaptation
 from clipfit.errors import ModelError
 from clipfit.methods import METHODS
 from clipfit.model import loading
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.runs.run import open_run
 from clipfit.training import loop

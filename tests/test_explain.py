@@ -16,7 +16,7 @@ from clipfit import AdaptConfig, ExplainConfig, adapt, explain
 from clipfit.data.images import decode
 from clipfit.measure import scoring
 from clipfit.model import loading
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.model.patches import View, likeness, view_of
 from clipfit.prompts import prompts
 from clipfit.report import lettering

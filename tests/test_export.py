@@ -26,7 +26,7 @@ from clipfit.formats.proof import pictures_of
 from clipfit.formats.stored import Stored
 from clipfit.methods import METHODS
 from clipfit.model import loading
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.runs.run import Run, open_run
 
 WEIGHTS = "open_clip_model.safetensors"

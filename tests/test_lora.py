@@ -19,8 +19,8 @@ from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError, UsageError
 from clipfit.methods import METHODS
 from clipfit.model import loading, lora
-from clipfit.model.clip import Additions
 from clipfit.model.lora import Adapters, LoraAttention
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.streams import Rows
 

@@ -15,7 +15,7 @@ from test_losses import BATCHES as DENSE
 
 from clipfit.methods import METHODS, Task
 from clipfit.model import loading
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 
 # as there, but with gaps: which classes are in a batch is not how many

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from clipfit.config.edits import EditSettings
 from clipfit.errors import ModelError, UsageError
 from clipfit.model import loading
-from clipfit.model.clip import Additions
 from clipfit.model.edits import edit_tokens, ends, invert_head, share
+from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 
 NAMES = ["bee", "cow", "dog", "elk", "red fox"]

@@ -414,8 +414,8 @@ def test_alpha_one_needs_no_pre_trained_weights_and_others_do(cli, split, models
     shutil.rmtree(folder)
     assert cli("export", "run", "--alpha", 1).code == 0
     assert cli("export", "run").code == 0  # the run's own ratio is stored
-    cli("export", "run", "--alpha", 0.3).fails(4, "is no model folder")
-    cli("evaluate", "run").fails(4, "is no model folder")
+    cli("export", "run", "--alpha", 0.3).fails(4, "has no weights")
+    cli("evaluate", "run").fails(4, "has no weights")
 
 
 def test_a_run_of_another_format_is_refused(cli, split_run, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipfit.errors import UsageError
 from clipfit.formats.base import Format
 from clipfit.formats.open_clip import OpenClipFolder
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.runs.run import Run
 
 FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(),)}

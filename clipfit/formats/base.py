@@ -12,7 +12,8 @@ import torch
 from clipfit.config.edits import EditSettings
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.model import loading
-from clipfit.model.clip import ADDED, Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import ADDED, Additions
 from clipfit.model.sources import Source, tokenizer_of
 from clipfit.runs.run import Run
 

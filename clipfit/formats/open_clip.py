@@ -11,7 +11,7 @@ from clipfit.errors import ClipfitError
 from clipfit.formats import consumer, proof
 from clipfit.formats.base import Subject
 from clipfit.formats.proof import Pictures, Proof
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.runs import files
 from clipfit.runs.record import describe
 from clipfit.runs.run import Run

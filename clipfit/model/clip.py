@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -15,27 +14,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from clipfit.config.edits import EditSettings
-from clipfit.errors import ModelError, first_line
 from clipfit.model import compat
 from clipfit.model.context import word_embeddings
-from clipfit.model.edits import Look, TokenEdits, invert_head, look
+from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.lora import Adapters
+from clipfit.model.named import Additions, NamedWeights
 from clipfit.model.sources import Source, geometry_of, tokenizer_of
 from clipfit.streams import Rows
-
-ADDED = "clipfit."  # before the names of tensors that open_clip's CLIP does not have
-
-
-@dataclass(frozen=True)
-class Additions:
-    """What a model has beyond open_clip's CLIP: edits of patch tokens (ATHA), and learnt vectors for context words.
-
-    context: the words before the class name, in whose embeddings' place the vectors stand.
-    """
-
-    edits: EditSettings | None = None
-    context: str | None = None
 
 
 class Texts(NamedTuple):
@@ -45,7 +30,7 @@ class Texts(NamedTuple):
     class_tokens: torch.Tensor | None
 
 
-class Clip:
+class Clip(NamedWeights):
     """A CLIP of open_clip's `CLIP` class (ViT or ResNet), in evaluation mode, with what belongs to it.
 
     The model stays in evaluation mode during adaptation too: dropout off, batch-norm statistics as pre-trained.
@@ -87,11 +72,6 @@ class Clip:
         return torch.nn.Parameter(word_embeddings(self.model, self.tokenize([words]), words, self.source.model))
 
     @property
-    def scale(self) -> torch.Tensor:
-        """τ⁻¹ = exp(logit_scale): a scalar."""
-        return self.model.logit_scale.detach().exp().reshape(())
-
-    @property
     def embed_dim(self) -> int:
         """D, the width of the joint embedding."""
         return int(self.source.model_cfg["embed_dim"])
@@ -101,57 +81,13 @@ class Clip:
         """Rows and columns of patches of a vision transformer."""
         return compat.patch_grid(self.model)
 
-    @property
-    def bytes(self) -> int:
-        """What the weights take on disk."""
-        return sum(t.numel() * t.element_size() for t in self.state().values())
-
-    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Every parameter by the name it has on disk: open_clip's, then what is attached."""
-        edits = self.edits.named_parameters(prefix=ADDED.rstrip(".")) if self.edits else ()
-        context = {} if self.context is None else {f"{ADDED}context": self.context}
-        return {**dict(self.model.named_parameters()), **dict(edits), **context}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """θ: parameters and buffers by open_clip's names, then what is attached; detached, not copied."""
-        added = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
-        return {name: tensor.detach() for name, tensor in {**self.model.state_dict(), **added}.items()}
-
-    def snapshot(self, device: torch.device | str | None = None) -> dict[str, torch.Tensor]:
-        """θ as it is now, copied; to another device where one is named."""
-        return {name: tensor.to(device or self.device, copy=True) for name, tensor in self.state().items()}
-
-    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Set θ.
-
-        Raises:
-            ModelError: the names or shapes are not those of this architecture with what is attached to it.
-        """
-        own = {name: t for name, t in state.items() if not name.startswith(ADDED)}
-        attached = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
-        try:
-            if (found := state.keys() - own.keys()) != attached.keys():
-                raise RuntimeError(f"expected beside open_clip's tensors {sorted(attached)}, found {sorted(found)}")
-            self.model.load_state_dict(own)
-            with torch.no_grad():
-                for name, parameter in attached.items():
-                    parameter.copy_(state[name])
-        except RuntimeError as error:
-            raise ModelError(f"the weights do not fit {self.source.model}: {first_line(error)}.") from error
-
-    def with_additions(self, additions: Additions) -> Clip:
-        """The same open_clip model (not copied) with other additions, which start without effect.
+    def with_additions(self, additions: Additions, copied: bool = False) -> Clip:
+        """The same open_clip model, or an independent copy of it, with other additions, which start without effect.
 
         Raises:
             ModelError, UsageError: the model cannot have them.
         """
-        other = Clip(self.model, self.source, self.device, additions)
-        other.precision = self.precision
-        return other
-
-    def copied(self, additions: Additions) -> Clip:
-        """An independent copy of the open_clip model with the given additions, which start without effect."""
-        other = Clip(copy.deepcopy(self.model), self.source, self.device, additions)
+        other = Clip(copy.deepcopy(self.model) if copied else self.model, self.source, self.device, additions)
         other.precision = self.precision
         return other
 
@@ -177,13 +113,12 @@ class Clip:
     ) -> torch.Tensor:
         if (class_tokens is None) != (self.edits is None):
             raise ValueError("class tokens belong to a model that edits patch tokens, and only to it")
+        changing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         # without effect, the features are plain CLIP's to the bit in bf16 too: the stream stays what it is
         still = self.edits is not None and not torch.is_grad_enabled() and self.edits.without_effect
-        if class_tokens is None or (still and seen is None):
-            editing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        else:
-            editing = self._editing(class_tokens, seen)
-        with autocast(self.device, self.precision), editing:
+        if self.edits and class_tokens is not None and not (still and seen is None):
+            changing = editing(compat.image_blocks(self.model), self.edits, class_tokens, self.scale, seen)
+        with autocast(self.device, self.precision), changing:
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
 
@@ -229,37 +164,6 @@ class Clip:
         assert self.edits is not None
         with torch.autocast(self.device.type, enabled=False):
             return invert_head(features, *compat.head(self.model), self.edits.settings.class_token_inverse)
-
-    @contextlib.contextmanager
-    def _editing(self, class_tokens: torch.Tensor, seen: list[Look] | None) -> Iterator[None]:
-        """Within: patch tokens are edited before every block; the class token stays as it is.
-
-        Args:
-            seen: takes what every block's edit goes by, as its tokens come to it.
-        """
-        blocks = compat.image_blocks(self.model)
-        handles = [
-            block.register_forward_pre_hook(functools.partial(self._edit, number, class_tokens, seen))
-            for number, block in enumerate(blocks)
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _edit(
-        self, block: int, class_tokens: torch.Tensor, seen: list[Look] | None, _module: Any, args: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        assert self.edits is not None
-        x, *rest = args  # (B, 1 + L, V)
-        settings = self.edits.settings
-        if seen is not None:
-            seen.append(look(x[:, 1:], class_tokens, settings.head_ratio, settings.tail_ratio))
-        with torch.autocast(self.device.type, enabled=False):  # a ranking in bf16 would be one of ties
-            patches = self.edits(x[:, 1:], class_tokens, block, self.scale)
-        # float32 from here on: open_clip's blocks add their bf16 products to it, and its norms keep the type they get
-        return (torch.cat([x[:, :1].float(), patches], 1), *rest)
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""

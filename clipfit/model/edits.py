@@ -8,8 +8,11 @@ Letters: B images, L patch tokens, C classes, D width of the joint embedding, V 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +50,37 @@ class TokenEdits(torch.nn.Module):
             patches, class_tokens, self.head[block], self.tail[block], s.head_ratio, s.tail_ratio,
             soft_scale=scale if s.soft_edits else None,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def editing(
+    blocks: Sequence[torch.nn.Module],
+    edits: TokenEdits,
+    class_tokens: torch.Tensor,
+    scale: torch.Tensor,
+    seen: list[Look] | None = None,
+) -> Iterator[None]:
+    """Within: patch tokens are edited before every block of a vision transformer; the class token stays as it is.
+
+    Args:
+        class_tokens: (C, V). scale: τ⁻¹. seen: takes what every block's edit goes by, as its tokens come to it.
+    """
+
+    def edited(block: int, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *rest = args  # (B, 1 + L, V)
+        if seen is not None:
+            seen.append(look(x[:, 1:], class_tokens, edits.settings.head_ratio, edits.settings.tail_ratio))
+        with torch.autocast(x.device.type, enabled=False):  # a ranking in bf16 would be one of ties
+            patches = edits(x[:, 1:], class_tokens, block, scale)
+        # float32 from here on: open_clip's blocks add their bf16 products to it, and its norms keep the type they get
+        return (torch.cat([x[:, :1].float(), patches], 1), *rest)
+
+    handles = [b.register_forward_pre_hook(functools.partial(edited, number)) for number, b in enumerate(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def edit_tokens(

@@ -11,7 +11,8 @@ import torch
 
 from clipfit.errors import ModelError, first_line
 from clipfit.model import compat, lora, sources, weights
-from clipfit.model.clip import ADDED, Additions, Clip
+from clipfit.model.clip import Clip
+from clipfit.model.named import ADDED, Additions
 from clipfit.model.sources import OFFLINE_HELP, Origin, Source, quiet
 
 

@@ -66,7 +66,7 @@ class Console:
 
     def step(self, report: StepReport) -> None:
         """Advance the bar, or print a line at the end of an epoch where there is no terminal."""
-        if report.step == 1:
+        if report.step == 1 or not self._started:  # the first, or the first after a saved state
             self._started = time.monotonic()
             self._images = 0
             if self._live:
@@ -86,10 +86,11 @@ class Console:
     def adapted(self, result: AdaptResult) -> None:
         """The summary of `adapt`."""
         self._stop()
+        on_shots = result.on_shots
         rows = {
             "method": f"{result.method} on {result.model}",
             "shots": f"{result.shots} of {result.classes} classes" + _skipped(result.skipped),
-            "on the shots": f"zero-shot {result.zero_shot_accuracy:.1%} → {result.adapted_accuracy:.1%} at "
+            "on the shots": f"zero-shot {on_shots.zero_shot_accuracy:.1%} → {on_shots.adapted_accuracy:.1%} at "
             f"α = {result.alpha:g} (no evidence of generalisation)",
             "files": f"{result.run}/model.safetensors (α = {result.alpha:g}), finetuned.safetensors (α = 1)",
             "time": f"{result.seconds:.0f} s",

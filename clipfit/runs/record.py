@@ -14,7 +14,7 @@ from clipfit.config.edits import EditSettings
 from clipfit.config.lora import LoraSettings
 from clipfit.ensemble import State
 from clipfit.errors import ClipfitError, ModelError
-from clipfit.model.clip import Additions
+from clipfit.model.named import Additions
 from clipfit.model.sources import Source
 from clipfit.runs import files
 

@@ -12,8 +12,9 @@ import torch
 
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, ModelError, UsageError
-from clipfit.model.clip import Additions, Clip
+from clipfit.model.clip import Clip
 from clipfit.model.loading import reload
+from clipfit.model.named import Additions
 from clipfit.model.sources import LOCAL_DIR, Source
 from clipfit.runs import files, manifest, place
 from clipfit.runs.record import CLASSES, CONFIG, FINETUNED, METRICS, MODEL, SHOTS, TIMING, ClassRecord, RunRecord, typed

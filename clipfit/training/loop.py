@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clipfit import interrupts
 from clipfit.data.images import Images
 from clipfit.errors import NonFiniteError
 from clipfit.events import StepReport
@@ -18,6 +19,7 @@ from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.streams import Rows
 from clipfit.training.input import Schedule
+from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
 
 
@@ -28,32 +30,53 @@ def train(
     schedule: Schedule,
     on_step: Callable[[StepReport], None] = lambda report: None,
     more: Sequence[Group] = (),
-) -> None:
+    saving: Saving | None = None,
+) -> list[StepReport]:
     """Minimise the objective over the trainable weights of the model and the objective's own, in place.
 
-    AdamW (SGD for what asks for it) with cosine annealing to zero over all steps. `more`: what is trained beyond the
-    weights and the objective's own parameters.
+    AdamW (SGD for what asks for it) with cosine annealing to zero over all steps.
+
+    Args:
+        more: what is trained beyond the weights and the objective's own parameters.
+        saving: where a saved state is gone on from, and the state kept as training goes on.
+
+    Returns:
+        A report of every step, of those done before a saved state too (`on_step` is not told of these again).
 
     Raises:
         NonFiniteError: a loss is not a finite number.
     """
     recipe, steps = schedule.recipe, schedule.steps
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
-    for step in range(steps):
-        annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
-        epoch, views = schedule.step(step)
-        x = clip.normalize(schedule.crops(images, epoch, views, clip.image_size))  # (B, 3, H, W)
-        batch = Batch.of(x, [schedule.labels[view % len(images)] for view in views], Rows(step, tuple(views)))
-        terms = objective.terms(objective.embed(batch), batch)
-        total = sum((term.weight * term.value for term in terms.values()), torch.zeros((), device=clip.device))
-        losses = {name: term.value.item() for name, term in terms.items()}  # a CPU–GPU sync
-        if not math.isfinite(total.item()):
-            raise NonFiniteError(f"step {step + 1}: the loss is not finite ({losses}); try a lower --learning-rate.")
-        trained.zero_grad()
-        total.backward()
-        trained.step(annealed)
-        rate = recipe.learning_rate * annealed
-        on_step(StepReport(step + 1, steps, epoch + 1, len(views), rate, losses, total.item()))
+    reports = saving.restore(trained) if saving else []
+    with saving.kept(trained, reports) if saving else contextlib.nullcontext():
+        for step in range(len(reports), steps):
+            annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
+            epoch, views = schedule.step(step)
+            x = clip.normalize(schedule.crops(images, epoch, views, clip.image_size))  # (B, 3, H, W)
+            batch = Batch.of(x, [schedule.labels[view % len(images)] for view in views], Rows(step, tuple(views)))
+            terms = objective.terms(objective.embed(batch), batch)
+            total = sum((term.weight * term.value for term in terms.values()), torch.zeros((), device=clip.device))
+            losses = {name: term.value.item() for name, term in terms.items()}  # a CPU–GPU sync
+            require_finite(step + 1, total.item(), losses)
+            trained.zero_grad()
+            total.backward()
+            rate = recipe.learning_rate * annealed
+            report = StepReport(step + 1, steps, epoch + 1, len(views), rate, losses, total.item())
+            with interrupts.waiting():  # a step is done whole and reported, or not at all
+                trained.step(annealed)
+                reports.append(report)
+            on_step(report)
+            if saving and saving.due(step + 1, steps):
+                saving.save(trained, reports)
+    trained.zero_grad()
+    return reports
+
+
+def require_finite(step: int, total: float, losses: Mapping[str, float]) -> None:
+    """Raises NonFiniteError for a sum of losses that is no finite number."""
+    if not math.isfinite(total):
+        raise NonFiniteError(f"step {step}: the loss is not finite ({dict(losses)}); try a lower --learning-rate.")
 
 
 @contextlib.contextmanager

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,35 @@ import torchvision
 
 from clipfit import methods
 from clipfit.adaptation import Adaptation
-from clipfit.config import AdaptConfig, Recipe
-from clipfit.data import layout
-from clipfit.data.copies import Fingerprint, fingerprint
-from clipfit.data.images import ImageStore, Viewed, decode
-from clipfit.data.layout import Sample
-from clipfit.data.shots import Selection, select
+from clipfit.config import AdaptConfig
+from clipfit.data.images import Viewed
+from clipfit.data.loaded import Chosen, Shots
 from clipfit.ensemble import interpolate
-from clipfit.errors import ClipfitError, DataError, NonFiniteError
+from clipfit.errors import ClipfitError, NonFiniteError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.measure import scoring
 from clipfit.measure.metrics import accuracy
 from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
-from clipfit.runs import files
-from clipfit.runs.place import building, require_room, target_folder
-from clipfit.runs.record import RunFacts, RunRecord, Versions, write_run
+from clipfit.runs import files, manifest, place
+from clipfit.runs.record import METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
+from clipfit.runs.run import open_run
+from clipfit.training.saving import Saving, differences, require_same
 from clipfit.version import __version__
 
 
 @dataclass(frozen=True)
+class OnShots:
+    """Accuracies on the shots themselves: no evidence of generalisation."""
+
+    zero_shot_accuracy: float
+    adapted_accuracy: float
+
+
+@dataclass(frozen=True)
 class AdaptResult:
-    """What `adapt` did. Accuracies are on the shots themselves: no evidence of generalisation."""
+    """What `adapt` did. `seconds`: of this call. `losses`: of the last step, by name."""
 
     run: Path
     method: str
@@ -49,13 +55,29 @@ class AdaptResult:
     losses: dict[str, float]
     seconds: float
     alpha: float
-    zero_shot_accuracy: float
-    adapted_accuracy: float
+    on_shots: OnShots
     skipped: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The document of `adapt --json`."""
         return {**asdict(self), "run": str(self.run), "skipped": list(self.skipped)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An adaptation made ready: the model as it was pre-trained, the shots, and the record that config.json will be."""
+
+    target: Path
+    inputs: Mapping[str, Path]  # what the run is made from, as absolute paths
+    adaptation: Adaptation
+    clip: Clip
+    shots: Shots
+    record: RunRecord
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a saved state, or a finished run, to be this one's."""
+        return {"config": self.record.to_json(), "shots": self.shots.lines(), "classes": list(self.shots.base)}
 
 
 def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
@@ -64,80 +86,46 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     No image but the shots is ever opened: held-out images influence nothing.
 
     Raises:
-        ClipfitError: see errors; nothing is left behind then.
+        ClipfitError: see errors; nothing but a saved state, where one was asked for, is left behind then.
     """
     progress, started = progress or Silent(), time.monotonic()
     method = methods.find(config.method)
-    options = method.configure(config.method_options)
     inputs = _inputs(config)
-    images = layout.read(config.shots, config.classes, config.image_root)
-    unreadable: list[str] = []
-    selection = select(images, config.shots_per_class, config.seed, _passing(config, unreadable))
-    for note in (*images.notes, *selection.notes):
+    chosen = Chosen.of(config)
+    for note in chosen.notes:
         progress.say(note)
-    target = target_folder(config.shots, method.name, config.output, config.overwrite, inputs.values())
-
-    origin = sources.find(config.model, config.pretrained)
-    counts = list(Counter(sample.label for sample in selection.shots).values())
-    plan = Adaptation.resolve(method, options, config, origin.adapt_defaults, counts)
-    progress.say(f"loading {config.model}")
-    device = devices.resolve_device(config.device)
-    backbone = loading.fetch(origin, device, plan.additions, adapters=plan.adapters is not None)
-    backbone.precision = devices.resolve_precision(config.precision, device)
-    require_room(target, 2 * backbone.bytes)  # now, not after hours of training
-    pretrained = backbone.snapshot("cpu")
-
-    progress.say(f"decoding {len(selection.shots)} shots of {len(selection.base)} classes")
-    shots, prints = _decoded(config, selection, unreadable)
-    zero_shot = accuracy_on_shots(backbone, shots, selection, plan.recipe)
-
-    reports: list[StepReport] = []
-
-    def on_step(report: StepReport) -> None:
-        reports.append(report)
-        progress.step(report)
-
-    progress.say(f"{method.name}, {plan.tuning} tuning, on {backbone.device} in {backbone.precision}")
-    began = time.monotonic()
-    place = {name: i for i, name in enumerate(selection.base)}
-    labels = [place[sample.label] for sample in shots.samples]
-    plan.run(backbone, selection.base, shots, labels, pretrained, on_step)
-    training_seconds = time.monotonic() - began
-
-    finetuned = backbone.snapshot("cpu")
-    _require_finite(finetuned)
-    ensemble = interpolate(pretrained, finetuned, config.alpha)
-    backbone.load_state(ensemble)
-    adapted = accuracy_on_shots(backbone, shots, selection, plan.recipe)
-
-    progress.say(f"writing {target}")
-    facts = RunFacts(
-        record=_record(config, plan, backbone, shots),
-        base=selection.base,
-        names=images.names,
-        shots=[{"path": s.source, "class": s.label, **asdict(p)} for s, p in zip(shots.samples, prints, strict=True)],
-        steps=[asdict(report) for report in reports],
-        scale=backbone.scale.item(),
-    )
-    with building(target, config.overwrite, progress.say) as folder:
-        write_run(folder, facts, finetuned, ensemble)
-        _prove(folder / "model.safetensors", backbone)
-        seconds = time.monotonic() - started
-        _write_timing(folder, target, inputs, seconds, training_seconds, sum(r.images for r in reports))
-    last = reports[-1]
+    replacing = config.overwrite or config.resume  # what is there is looked at before anything is done to it
+    target = place.target_folder(config.shots, method.name, config.output, replacing, inputs.values())
+    with place.locked(target):
+        job = _ready(config, chosen, target, inputs, progress)
+        before = accuracy_on_shots(job.clip, job.shots, job.record)
+        if config.resume and (reports := _finished(job)):
+            progress.say(f"{target} is finished already: nothing is left to do")
+            job.clip.load_state(open_run(target).state(config.alpha))
+        else:
+            reports = _carry_out(config, job, progress, started)
+        after = accuracy_on_shots(job.clip, job.shots, job.record)
     return AdaptResult(
-        target, method.name, config.model, len(selection.base), len(shots), last.steps, last.losses, seconds,
-        config.alpha, zero_shot, adapted, tuple(shots.skipped),
-    )  # fmt: skip
+        run=target,
+        method=method.name,
+        model=config.model,
+        classes=len(job.shots.base),
+        shots=len(job.shots),
+        steps=reports[-1].steps,
+        losses=reports[-1].losses,
+        seconds=time.monotonic() - started,
+        alpha=config.alpha,
+        on_shots=OnShots(before, after),
+        skipped=job.shots.skipped,
+    )
 
 
-def accuracy_on_shots(backbone: Clip, shots: ImageStore, selection: Selection, recipe: Recipe) -> float:
+def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    t, z = scoring.texts(backbone, selection.base, recipe.template)
-    whole = Viewed(shots, backbone.geometry)
-    u = scoring.image_embeddings(backbone, whole, range(len(shots)), batch_size=64, class_tokens=z)
-    names = scoring.best_names(u, t, selection.base)
-    return accuracy(names, [sample.label for sample in shots.samples]).value
+    t, z = scoring.texts(clip, shots.base, record.recipe.template)
+    whole = Viewed(shots.images, clip.geometry)
+    u = scoring.image_embeddings(clip, whole, range(len(shots)), batch_size=64, class_tokens=z)
+    return accuracy(scoring.best_names(u, t, shots.base), [shots.base[label] for label in shots.labels]).value
 
 
 def _inputs(config: AdaptConfig) -> dict[str, Path]:
@@ -150,55 +138,23 @@ def _inputs(config: AdaptConfig) -> dict[str, Path]:
     return {name: path.resolve() for name, path in places.items() if path}
 
 
-def _passing(config: AdaptConfig, unreadable: list[str]) -> Callable[[Sample], bool]:
-    """What a draw of K shots takes: every image, or, where bad ones are skipped, those that can be read."""
-
-    def readable(sample: Sample) -> bool:
-        try:
-            decode(sample.path)
-        except DataError:
-            unreadable.append(sample.source)
-            return False
-        return True
-
-    return readable if config.skip_bad_images else lambda sample: True
-
-
-def _decoded(config: AdaptConfig, selection: Selection, unreadable: list[str]) -> tuple[ImageStore, list[Fingerprint]]:
-    """The shots, and what tells them from others; what the draw passed over counts as skipped."""
-    shots = ImageStore(selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images)
-    shots.skipped += unreadable
-    _require_every_class(shots, selection)
-    prints = [fingerprint(sample, shots[i]) for i, sample in enumerate(shots.samples)]
-    _require_one_label_each(shots, prints)
-    return shots, prints
+def _ready(config: AdaptConfig, chosen: Chosen, target: Path, inputs: Mapping[str, Path], progress: Progress) -> Job:
+    method = methods.find(config.method)
+    origin = sources.find(config.model, config.pretrained)
+    options = method.configure(config.method_options)
+    adaptation = Adaptation.resolve(method, options, config, origin.adapt_defaults, chosen.counts)
+    progress.say(f"loading {config.model}")
+    device = devices.resolve_device(config.device)
+    clip = loading.fetch(origin, device, adaptation.additions, adapters=adaptation.adapters is not None)
+    clip.precision = devices.resolve_precision(config.precision, device)
+    place.require_room(target, 2 * clip.bytes)  # now, not after hours of training
+    progress.say(f"decoding {len(chosen.selection.shots)} shots of {len(chosen.selection.base)} classes")
+    shots = Shots.of(chosen, config)
+    adaptation.require_distinct(clip, shots.base)
+    return Job(target, inputs, adaptation, clip, shots, _record(config, adaptation, clip, shots))
 
 
-def _require_one_label_each(shots: ImageStore, prints: Sequence[Fingerprint]) -> None:
-    first: dict[str, Sample] = {}
-    for sample, print_ in zip(shots.samples, prints, strict=True):
-        other = first.setdefault(print_.pixels, sample)
-        if other.label != sample.label:
-            raise DataError(
-                f"{other.source} ({other.label!r}) and {sample.source} ({sample.label!r}) are the same image: "
-                "remove the one that is labelled wrongly."
-            )
-
-
-def _require_every_class(shots: ImageStore, selection: Selection) -> None:
-    left = {sample.label for sample in shots.samples}
-    gone = [name for name in selection.base if name not in left]
-    if gone:
-        raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
-
-
-def _require_finite(state: dict[str, torch.Tensor]) -> None:
-    bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
-    if bad:
-        raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
-
-
-def _record(config: AdaptConfig, plan: Adaptation, backbone: Clip, shots: ImageStore) -> RunRecord:
+def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shots) -> RunRecord:
     return RunRecord(
         clipfit=__version__,
         versions=Versions(
@@ -211,50 +167,101 @@ def _record(config: AdaptConfig, plan: Adaptation, backbone: Clip, shots: ImageS
         shots_per_class=config.shots_per_class,
         classes=str(config.classes) if config.classes else None,
         image_root=str(config.image_root) if config.image_root else None,
-        method=plan.method.name,
-        method_options=asdict(plan.options),
-        tuning=plan.tuning,
-        lora=plan.adapters,
-        recipe=plan.recipe,
+        method=adaptation.method.name,
+        method_options=asdict(adaptation.options),
+        tuning=adaptation.tuning,
+        lora=adaptation.adapters,
+        recipe=adaptation.recipe,
+        balance=adaptation.balance,
         alpha=config.alpha,
         seed=config.seed,
-        device=backbone.device.type,
-        precision=backbone.precision,
-        edits=backbone.additions.edits,
-        context=backbone.additions.context,
+        device=clip.device.type,
+        precision=clip.precision,
+        edits=clip.additions.edits,
+        context=clip.additions.context,
         threads=torch.get_num_threads(),
-        skipped=tuple(shots.skipped),
-        pretrained=backbone.source,
+        skipped=shots.skipped,
+        grey_bits=shots.grey_bits,
+        pretrained=clip.source,
     )
 
 
-def _prove(path: Path, backbone: Clip) -> None:
+def _finished(job: Job) -> list[StepReport]:
+    """The steps of this very run where it is complete, and none where it has still to be made.
+
+    Raises:
+        UsageError: another run is there, and no saved state of one that was to replace it.
+    """
+    state = place.resume_folder(job.target)
+    if not (job.target / manifest.NAME).exists():
+        return []
+    run = open_run(job.target)
+    found = {"config": run.record.to_json(), "shots": list(run.shots), "classes": list(run.base)}
+    if differences(found, job.identity):
+        if not state.exists():
+            require_same(found, job.identity, f"the run {job.target}")
+        return []
+    shutil.rmtree(state, ignore_errors=True)
+    return [StepReport(**line) for line in files.read_lines(run.path / METRICS)]
+
+
+def _carry_out(config: AdaptConfig, job: Job, progress: Progress, started: float) -> list[StepReport]:
+    """Train, and write the run; the model is the ensemble afterwards."""
+    clip, shots, adaptation = job.clip, job.shots, job.adaptation
+    pretrained = clip.snapshot("cpu")
+    progress.say(f"{adaptation.method.name}, {adaptation.tuning} tuning, on {clip.device} in {clip.precision}")
+    began = time.monotonic()
+    saving = Saving(place.resume_folder(job.target), config.save_every, job.identity, config.resume)
+    if config.resume:
+        progress.say(f"going on from {saving.folder}" if saving.found else "there is no saved state: from the start")
+    kept = saving if config.save_every or saving.found else None
+    reports = adaptation.run(clip, shots.base, shots.images, shots.labels, pretrained, progress.step, kept)
+    training_seconds = time.monotonic() - began
+
+    finetuned = {name: tensor.cpu() for name, tensor in clip.state().items()}
+    _require_finite(finetuned)
+    progress.say(f"writing {job.target}")
+    steps = [asdict(report) for report in reports]
+    facts = RunFacts(job.record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
+    with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
+        ensemble = interpolate(pretrained, finetuned, config.alpha)
+        write_run(folder, facts, finetuned, ensemble)
+        clip.load_state(ensemble)
+        _prove(folder / MODEL, clip)
+        _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
+    return reports
+
+
+def _require_finite(state: Mapping[str, torch.Tensor]) -> None:
+    bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+    if bad:
+        raise NonFiniteError(f"after training, {bad} holds a value that is not finite; try a lower --learning-rate.")
+
+
+def _prove(path: Path, clip: Clip) -> None:
     """The written file, read by nothing but its own metadata, gives the features of the model in memory."""
     state, metadata = files.read_tensors(path)
-    source = sources.Source(**metadata["pretrained"])
-    again = loading.rebuild(source, state, backbone.additions, backbone.device)
-    again.precision = backbone.precision
-    tokens = backbone.tokenize(prompts(metadata["classes"], metadata["template"]))
-    grey = torch.full((1, 3, *backbone.image_size), 127, dtype=torch.uint8)
+    again = loading.rebuild(sources.Source(**metadata["pretrained"]), state, clip.additions, clip.device)
+    again.precision = clip.precision
+    tokens = clip.tokenize(prompts(metadata["classes"], metadata["template"]))
+    grey = torch.full((1, 3, *clip.image_size), 127, dtype=torch.uint8)
     with torch.no_grad():
         read = again.encode(again.normalize(grey), tokens)
-        written = backbone.encode(backbone.normalize(grey), tokens)
+        written = clip.encode(clip.normalize(grey), tokens)
     if not all(map(torch.equal, read, written)):
         raise ClipfitError(f"{path} does not give the model's features when it is read again; please report this.")
 
 
-def _write_timing(
-    folder: Path, target: Path, inputs: Mapping[str, Path], seconds: float, training_seconds: float, images: int
-) -> None:
+def _write_timing(folder: Path, job: Job, seconds: float, training_seconds: float, images: int) -> None:
     files.write_json(
-        folder / "timing.json",
+        folder / TIMING,
         {
             "seconds": seconds,
             "training_seconds": training_seconds,
             "images_per_second": images / training_seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "run": str(target.resolve()),
-            "inputs": {name: str(path) for name, path in inputs.items()},
+            "run": str(job.target.resolve()),
+            "inputs": {name: str(path) for name, path in job.inputs.items()},
             "machine": platform.platform(),
             "processor": platform.processor() or platform.machine(),
         },

@@ -177,7 +177,7 @@ def _run(
     shots = [len(at) for at in episode.support]
     told = replace(contender.told, seed=config.seed + episode.number)
     adaptation = Adaptation.resolve(method, options, told, backbone.source.adapt_defaults, shots)
-    model = backbone.copied(adaptation.additions)
+    model = backbone.with_additions(adaptation.additions, copied=True)
     pretrained = model.snapshot()
     support = Chosen(images, [i for at in episode.support for i in at])
     labels = [c for c, count in enumerate(shots) for _ in range(count)]

@@ -1,0 +1,108 @@
+"""The shots that an adaptation is given: drawn, decoded and checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clipfit.config import AdaptConfig
+from clipfit.data import layout
+from clipfit.data.copies import Fingerprint, fingerprint
+from clipfit.data.images import ImageStore, decode, grey_bits
+from clipfit.data.layout import Sample
+from clipfit.data.shots import Selection, select
+from clipfit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which images are shots, before any but those that a draw asked for is decoded."""
+
+    selection: Selection
+    names: Mapping[str, str]  # folder → name of the base classes
+    unreadable: tuple[str, ...]  # passed over in the draw
+    notes: tuple[str, ...]  # sentences for the user
+
+    @classmethod
+    def of(cls, config: AdaptConfig) -> Chosen:
+        """Draw them. No held-out image is opened. Raises DataError or UsageError."""
+        found = layout.read(config.shots, config.classes, config.image_root)
+        unreadable: list[str] = []
+
+        def readable(sample: Sample) -> bool:
+            try:
+                decode(sample.path)
+            except DataError:
+                unreadable.append(sample.source)
+                return False
+            return True
+
+        def every(_sample: Sample) -> bool:
+            return True
+
+        usable = readable if config.skip_bad_images else every
+        selection = select(found, config.shots_per_class, config.seed, usable, config.balance)
+        notes = (*found.notes, *selection.notes)
+        return cls(selection, found.names_of(selection.base), tuple(unreadable), notes)
+
+    @property
+    def counts(self) -> list[int]:
+        """Shots of each class."""
+        return list(Counter(sample.label for sample in self.selection.shots).values())
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Decoded shots: image i is of class `base[labels[i]]`."""
+
+    images: ImageStore
+    labels: tuple[int, ...]
+    base: tuple[str, ...]
+    names: Mapping[str, str]  # folder → name of the base classes
+    prints: tuple[Fingerprint, ...]
+    skipped: tuple[str, ...]
+    grey_bits: int | None  # of all 16-bit greys among them
+
+    @classmethod
+    def of(cls, chosen: Chosen, config: AdaptConfig) -> Shots:
+        """Decode and check them.
+
+        Raises:
+            DataError: an image cannot be read (unless such are skipped), a class is left without any, or an image has
+                two labels.
+        """
+        base = chosen.selection.base
+        bits = grey_bits(chosen.selection.shots)
+        images = ImageStore(chosen.selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images, grey_bits=bits)
+        left = {sample.label for sample in images.samples}
+        if gone := [name for name in base if name not in left]:
+            raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
+        prints = tuple(fingerprint(sample, images[i]) for i, sample in enumerate(images.samples))
+        _require_one_label_each(images.samples, prints)
+        place = {name: i for i, name in enumerate(base)}
+        labels = tuple(place[sample.label] for sample in images.samples)
+        skipped = (*images.skipped, *chosen.unreadable)
+        return cls(images, labels, base, chosen.names, prints, skipped, bits)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What shots.jsonl says of each."""
+        return [
+            {"path": sample.source, "class": sample.label, **asdict(found), "size": list(found.size)}
+            for sample, found in zip(self.images.samples, self.prints, strict=True)
+        ]
+
+
+def _require_one_label_each(samples: Sequence[Sample], prints: Sequence[Fingerprint]) -> None:
+    first: dict[str, Sample] = {}
+    for sample, found in zip(samples, prints, strict=True):
+        other = first.setdefault(found.pixels, sample)
+        if other.label != sample.label:
+            raise DataError(
+                f"{other.source} ({other.label!r}) and {sample.source} ({sample.label!r}) are the same image: "
+                "remove the one that is labelled wrongly."
+            )
