@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_classes
+from PIL import Image
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.data import images
@@ -19,6 +21,7 @@ from clipfit.errors import ModelError
 from clipfit.measure import evaluations
 from clipfit.measure.figures import figures, losses
 from clipfit.measure.predictions import Predictions
+from clipfit.runs import files, manifest
 
 CAT, DOG, ELK = "cat", "dog", "elk"
 
@@ -261,6 +264,36 @@ def test_a_run_that_cannot_be_written_is_measured_and_a_note_says_that_nothing_w
     assert record["alphas"] == cli("evaluate", run, "--alpha", 1, "--json").document["alphas"]
     assert any(note.startswith("the predictions were not kept: ") for note in record["notes"])
     assert "note: the predictions were not kept: " in result.stderr
+
+
+def test_two_at_once_measure_both_and_one_is_kept(run):
+    kept = evaluate(EvaluateConfig(run, alphas=(0.5,))).kept
+    fcntl = pytest.importorskip("fcntl")
+    with (kept.parent / f".{kept.name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another process does that writes this evaluation
+        measured = evaluate(EvaluateConfig(run, alphas=(1.0,)))
+    assert measured.kept is None
+    assert f"the predictions were not kept: another process is writing {kept}." in measured.notes
+    assert evaluations.read(kept).alphas == [0.0, 0.5]
+
+
+def test_greys_have_the_depth_that_was_found_on_the_shots(run, tmp_path):
+    """4000 of 65535 is nearly black; of 4095, as the shots use, nearly white."""
+    data, deep = tmp_path / "data", tmp_path / "deep"
+    (data / "dog").mkdir(parents=True)
+    Image.fromarray(np.full((40, 40), 60000, np.uint16)).save(data / "dog" / "a.png")
+    Image.fromarray(np.full((40, 40), 4000, np.uint16)).save(data / "dog" / "b.png")
+    shutil.copytree(run, deep, ignore=shutil.ignore_patterns("evaluations"))
+    config = json.loads((deep / "config.json").read_text("utf-8"))
+    files.write_json(deep / "config.json", {**config, "grey_bits": 16})
+    (deep / "files.json").unlink()
+    manifest.seal(deep)
+    own, recorded = (
+        evaluations.read(evaluate(EvaluateConfig(place, data=data)).kept).tables(0.0)["union"].logits
+        for place in (run, deep)
+    )
+    torch.testing.assert_close(own[0], recorded[0])
+    assert (own[1] - recorded[1]).abs().max() > 0.01
 
 
 def test_a_flipped_byte_is_refused(run, tmp_path):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipfit.errors import DataError, ModelError
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
-from clipfit.runs import files, place
+from clipfit.runs import files, manifest, place
 
 FOLDER = "evaluations"
-DOCUMENT, MANIFEST = "evaluation.json", "files.json"
+DOCUMENT = "evaluation.json"
 HELD_OUT, ON_SHOTS = "held-out", "shots"
 
 
@@ -36,7 +34,7 @@ def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tabl
         tables: by α.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the place cannot be written. UsageError: another process writes it.
     """
     with place.building(target, overwrite=True) as folder:
         rows = []
@@ -85,14 +83,5 @@ def read(folder: Path) -> StoredEvaluation:
 
 
 def _proven(path: Path) -> Path:
-    try:
-        expected, found = files.read_json(path.with_name(MANIFEST))[path.name], _digest(path)
-    except (OSError, KeyError, DataError) as error:
-        raise ModelError(f"{path} is no part of a finished evaluation ({error}): evaluate again.") from error
-    if found != expected:
-        raise ModelError(f"{path} is not as clipfit wrote it (its SHA-256 is another): evaluate again.")
+    manifest.verify(path.parent, [path.name])
     return path
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 from clipfit.config import EvaluateConfig
 from clipfit.data.images import ImageStore
 from clipfit.ensemble import interpolate
-from clipfit.errors import DataError, OutputError
+from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
@@ -66,7 +66,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     test = held_out.assemble(run, config)
     backbone = _zero_shot(run, config, progress)
     progress.say(f"decoding {len(test.samples)} images")
-    images = ImageStore(test.samples, config.cache_bytes, backbone.geometry, config.skip_bad_images)
+    images = ImageStore(
+        test.samples, config.cache_bytes, backbone.geometry, config.skip_bad_images, run.record.grey_bits
+    )
     if not len(images):
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
 
@@ -133,6 +135,9 @@ def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: 
     document["notes"] = [note.replace(str(place), folder.name) for note in measured.notes]
     try:
         evaluations.write(folder, document, tables)
-    except (OutputError, DataError) as error:
+    except OutputError as error:
         return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {error}"))
+    except UsageError:
+        reason = f"another process is writing {folder}"
+        return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {reason}."))
     return replace(measured, kept=folder)
