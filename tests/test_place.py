@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import functools
 import itertools
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,6 +140,22 @@ def test_a_place_that_cannot_be_made(tmp_path):
         build(tmp_path / "file" / "x", "new")
 
 
+def test_a_move_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
+    build(tmp_path / "x", "old")
+    rename = os.rename
+
+    def failing(path, to):
+        if str(path).endswith(".part"):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        rename(path, to)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(OutputError, match="x cannot be written: Disk quota exceeded"):
+        build(tmp_path / "x", "new")
+    assert whole(tmp_path / "x") == "old"
+    assert entries(tmp_path) == {"x", ".x.lock"}
+
+
 # ---- what clipfit did not write
 
 
@@ -220,6 +241,7 @@ def test_killed_at_every_change_of_the_disk(tmp_path):
     print(f"\nkilled before each of {len(seen)} changes of the disk: one whole run each time")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(1, 17))
 def test_killed_again_while_the_next_command_puts_it_right(tmp_path, first):
     for number in itertools.count(1):
@@ -230,3 +252,221 @@ def test_killed_again_while_the_next_command_puts_it_right(tmp_path, first):
         if not killed_at(number, functools.partial(place.recover, target)):
             break
         check_after_a_kill(target.parent, target, target.parent)
+
+
+# ---- where a folder cannot be renamed
+
+
+def as_a_mount_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "x")
+
+
+def as_another_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if `x` were mounted, but from the same disk: nothing tells until a rename fails."""
+    rename, replace = os.rename, os.replace
+
+    def is_x(path: Path) -> bool:
+        return path.name == "x"
+
+    def renaming(path: Path, to: Path) -> None:
+        if is_x(path) or is_x(to):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        rename(path, to)
+
+    def replacing(path: Path, to: Path) -> None:
+        if set(filter(is_x, path.parents)) != set(filter(is_x, to.parents)):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(path, to)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(os, "replace", replacing)
+
+
+FIXED = pytest.mark.parametrize("fixed", [as_a_mount_point, as_another_file_system])
+
+
+def home_of(target: Path, fixed: object) -> Path:
+    return target if fixed is as_a_mount_point else target.parent
+
+
+@FIXED
+def test_a_folder_that_cannot_be_renamed_is_filled_file_by_file(tmp_path, monkeypatch, fixed):
+    fixed(monkeypatch)
+    target = tmp_path / "x"
+    target.mkdir()
+    build(target, "first", overwrite=False)
+    assert whole(target) == "first"
+    (target / "notes.txt").write_text("mine")
+    (target / "sub" / "second").write_text("mine, by a name that clipfit takes")
+    said = list[str]()
+    build(target, "second", say=said.append)
+    assert whole(target) == "second"
+    assert not (target / "sub" / "first").exists()
+    assert (target / "notes.txt").read_text() == "mine"
+    home = home_of(target, fixed)
+    assert (home / "x.old-1" / "sub" / "second").read_text() == "mine, by a name that clipfit takes"
+    assert len(said) == 1
+    assert {path.name for path in tmp_path.rglob(".*")} == {".x.lock"}
+
+
+@FIXED
+def test_killed_at_every_change_where_it_cannot_be_renamed(tmp_path, monkeypatch, fixed):
+    fixed(monkeypatch)
+    seen = []
+    for number in itertools.count(1):
+        target = tmp_path / str(number) / "x"
+        target.mkdir(parents=True)
+        build(target, "old")
+        (target / "notes.txt").write_text("mine")
+        if not killed_at(number, functools.partial(build, target, "new")):
+            break
+        home = home_of(target, fixed)
+        assert any(map(whole, (target, home / ".x.new"))) or (home / ".x.moving").is_dir()
+        place.recover(target)
+        assert whole(target) in ("old", "new")
+        assert {name for name in entries(home) if name.startswith(".")} <= {".x.lock"}
+        assert [path.read_text() for path in target.parent.rglob("notes.txt")] == ["mine"]
+        seen.append(whole(target))
+    assert seen == sorted(seen, reverse=True)
+    assert set(seen) == {"old", "new"}
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_real_mount_point(tmp_path, kind):
+    """In a child of its own that may mount; a bind mount has the device of the folder around it."""
+    target = tmp_path / "x"
+    target.mkdir()
+    (tmp_path / "disk").mkdir()
+    how = ["-t", "tmpfs", "none"] if kind == "tmpfs" else ["--bind", str(tmp_path / "disk")]
+
+    def mounted() -> None:
+        if ctypes.CDLL(None).unshare(0x00020000) != 0:  # mounts of our own
+            os._exit(77)
+        for command in (["mount", "--make-rprivate", "/"], ["mount", *how, str(target)]):
+            if subprocess.run(command, capture_output=True).returncode != 0:
+                os._exit(77)
+        build(target, "first", overwrite=False)
+        build(target, "second")
+        assert whole(target) == "second"
+        assert {path.name for path in tmp_path.rglob(".*")} == {".x.lock"}
+
+    child = os.fork()
+    if child == 0:
+        try:
+            mounted()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 77:
+        pytest.skip("nothing can be mounted here")
+    assert code == 0
+
+
+# ---- the next command
+
+
+def test_the_next_command_clears_what_dead_processes_left_and_nothing_else(tmp_path):
+    target = tmp_path / "x"
+    build(target, "old")
+    (tmp_path / ".x.1.part").mkdir()  # number 1 lives, but does not hold the lock
+    (tmp_path / ".x.1.part" / "half").write_text("half")
+    place.resume_folder(target).mkdir()
+    (tmp_path / ".x.mine").mkdir()
+    (tmp_path / ".xy.7.part").mkdir()
+    place.recover(target)
+    assert entries(tmp_path) == {"x", ".x.lock", ".x.resume", ".x.mine", ".xy.7.part"}
+    assert place.resume_folder(target) == tmp_path / ".x.resume"
+
+
+def test_saved_state_goes_when_the_run_is_complete(tmp_path):
+    place.resume_folder(tmp_path / "x").mkdir()
+    build(tmp_path / "x", "new")
+    assert entries(tmp_path) == {"x", ".x.lock"}
+
+
+def test_a_run_that_is_missing_and_whole_as_old_is_put_back(tmp_path):
+    build(tmp_path / "x", "old")
+    for empty in (False, True):
+        os.rename(tmp_path / "x", tmp_path / ".x.old")
+        if empty:
+            (tmp_path / "x").mkdir()
+        assert place.target_folder(tmp_path / "shots", "cite", tmp_path / "x", True, []) == tmp_path / "x"
+        assert whole(tmp_path / "x") == "old"
+        assert entries(tmp_path) == {"x", ".x.lock"}
+
+
+def test_a_whole_run_is_not_given_up_for_what_is_none(tmp_path):
+    build(tmp_path / "x", "old")
+    os.rename(tmp_path / "x", tmp_path / ".x.old")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "notes.txt").write_text("mine")
+    for command in (functools.partial(place.recover, tmp_path / "x"), lambda: build(tmp_path / "x", "new")):
+        with pytest.raises(UsageError, match=r"x is no run of clipfit's, but .*\.x\.old is one: move one of them"):
+            command()
+    assert whole(tmp_path / ".x.old") == "old"
+    assert (tmp_path / "x" / "notes.txt").read_text() == "mine"
+
+
+def test_every_run_of_a_folder_is_put_right(tmp_path):
+    for name in ("a", "b"):
+        build(tmp_path / name, "old")
+        os.rename(tmp_path / name, tmp_path / f".{name}.old")
+    place.recover_all(tmp_path)
+    assert [whole(tmp_path / name) for name in ("a", "b")] == ["old", "old"]
+
+
+# ---- two at once
+
+
+def in_another_process(action: Callable[[], None]) -> type[BaseException] | None:
+    """The kind of error it ends with there: UsageError, another one (as Exception), or none."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except UsageError:
+            os._exit(2)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return {0: None, 1: Exception, 2: UsageError}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+
+
+def test_two_processes_never_build_the_same_folder_at_once(tmp_path):
+    target = tmp_path / "x"
+    build(target, "old")
+    with place.locked(target), place.building(target, overwrite=True) as folder:  # taken twice by the one that has it
+        (folder / "config.json").write_text("new")
+        assert in_another_process(lambda: build(target, "theirs")) is UsageError
+        assert in_another_process(lambda: place.recover(target)) is None  # the old one can still be read
+        assert in_another_process(lambda: build(tmp_path / "y", "other")) is None
+        place.recover(target)  # nor does a command within the builder take its part away
+        assert folder.is_dir()
+    assert in_another_process(lambda: build(target, "theirs")) is None
+    assert whole(target) == "theirs"
+
+
+def test_a_run_that_another_process_is_moving_is_not_said_to_be_missing(tmp_path):
+    build(tmp_path / "x", "old")
+    with place.locked(tmp_path / "x"):
+        os.rename(tmp_path / "x", tmp_path / ".x.old")
+        assert in_another_process(lambda: place.recover(tmp_path / "x")) is UsageError
+    place.recover(tmp_path / "x")
+    assert whole(tmp_path / "x") == "old"
+
+
+def test_a_whole_run_can_be_read_where_nothing_can_be_cleared(tmp_path, monkeypatch):
+    build(tmp_path / "x", "old")
+    shutil.copytree(tmp_path / "x", tmp_path / ".x.old")
+
+    def denied(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "rename", denied)
+    place.recover(tmp_path / "x")
+    assert whole(tmp_path / "x") == "old"
+    shutil.rmtree(tmp_path / "x")
+    with pytest.raises(OutputError, match="x cannot be written: Read-only file system"):
+        place.recover(tmp_path / "x")

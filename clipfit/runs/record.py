@@ -61,7 +61,7 @@ class RunRecord:
     precision: str
     threads: int
     pretrained: Source
-    skipped: Sequence[str] = ()
+    skipped: tuple[str, ...] = ()
     shots_per_class: int | None = None
     classes: str | None = None
     image_root: str | None = None
