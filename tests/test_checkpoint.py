@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,20 @@ def test_lines_hold_any_text(tmp_path):
     files.write_lines(tmp_path / "x.jsonl", records)
     assert files.read_lines(tmp_path / "x.jsonl") == records
     assert json.loads((tmp_path / "x.jsonl").read_bytes().split(b"\n")[0]) == records[0]
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_that_writes_the_file(tmp_path):
+    file = tmp_path / "x.json"
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" else None)
+        files.write_text(file, "half")
+    os.waitpid(child, 0)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".part"]
+    files.write_text(tmp_path / "y.json", "another file")
+    assert len(list(tmp_path.iterdir())) == 2
+    files.write_text(file, "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", "y.json"}
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):

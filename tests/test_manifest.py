@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipfit.errors import ModelError
+from clipfit.errors import ModelError, OutputError
 from clipfit.runs import files, manifest
 from clipfit.runs.run import Run, open_run
 
@@ -136,6 +136,13 @@ def test_a_file_that_is_cut_short_or_gone_is_refused(run):
             file.write_bytes(data)
 
 
+def test_a_model_that_is_cut_short_is_refused_before_it_is_read(run):
+    data = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").write_bytes(data[:-1])
+    with pytest.raises(ModelError, match="not as long as its header says"):
+        open_run(run)
+
+
 def test_other_weights_under_the_name_of_the_model_are_refused(cli, run):
     shutil.copy(run / "finetuned.safetensors", run / "model.safetensors")
     cli("export", run).fails(4, "model.safetensors does not belong to this run: its alpha is 1.0, that of the run 0.5")
@@ -168,6 +175,16 @@ def test_other_classes_than_the_weights_were_made_for_are_refused(run):
 def test_a_run_without_its_manifest_is_refused(cli, run):
     (run / "files.json").unlink()
     cli("evaluate", run).fails(4, "run/files.json is missing: restore it")
+
+
+def test_a_run_knows_when_another_has_taken_its_place(run):
+    opened = open_run(run)
+    opened.require_unchanged()
+    shots = (run / "shots.jsonl").read_text()
+    (run / "shots.jsonl").write_text(shots + "\n")
+    manifest.seal(run)
+    with pytest.raises(OutputError, match="run was replaced by another run meanwhile"):
+        opened.require_unchanged()
 
 
 def test_times_and_places_that_cannot_be_read_have_no_effect(run):

@@ -105,6 +105,24 @@ def test_a_new_folder_replaces_the_old_one_and_leaves_nothing(tmp_path):
     assert entries(tmp_path) == {"x", ".x.lock"}
 
 
+def test_everything_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
+    flushed: set[int] = set()
+    unflushed: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def moving(path: Path, to: Path) -> None:
+        inside = [path, *path.rglob("*")] if path.name.endswith(".part") else []
+        unflushed.extend(p.name for p in inside if p.stat().st_ino not in flushed)
+        rename(path, to)
+        flushed.discard(to.parent.stat().st_ino)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushed.add(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    monkeypatch.setattr(os, "rename", moving)
+    build(tmp_path / "x", "new")
+    assert unflushed == []
+    assert tmp_path.stat().st_ino in flushed  # and the new name too, when it is said to be done
+
+
 def test_what_appears_meanwhile_is_only_replaced_when_asked(tmp_path):
     def meanwhile() -> None:
         with place.building(tmp_path / "x", overwrite=False):
@@ -224,7 +242,14 @@ def check_after_a_kill(top: Path, target: Path, home: Path) -> str:
     assert content is not None
     assert {name for name in entries(home) if name.startswith(".x")} <= {".x.lock"}
     assert [path.read_text() for path in top.rglob("notes.txt")] == ["mine"]
+    assert_nothing_more(top, content)
     return content
+
+
+def assert_nothing_more(top: Path, content: str) -> None:
+    """Below `top` are one folder that `build` made, notes, and the lock."""
+    expected = ["config.json", "shots.jsonl", "timing.json", content, "files.json", "notes.txt", ".x.lock"]
+    assert sorted(path.name for path in top.rglob("*") if path.is_file()) == sorted(expected)
 
 
 def test_killed_at_every_change_of_the_disk(tmp_path):
@@ -326,7 +351,8 @@ def test_killed_at_every_change_where_it_cannot_be_renamed(tmp_path, monkeypatch
         assert whole(target) in ("old", "new")
         assert {name for name in entries(home) if name.startswith(".")} <= {".x.lock"}
         assert [path.read_text() for path in target.parent.rglob("notes.txt")] == ["mine"]
-        seen.append(whole(target))
+        seen.append(str(whole(target)))
+        assert_nothing_more(target.parent, seen[-1])
     assert seen == sorted(seen, reverse=True)
     assert set(seen) == {"old", "new"}
 

@@ -33,8 +33,7 @@ from clipfit.runs import files, manifest
 from clipfit.runs.files import flush, writing
 
 RUNS = Path("runs")
-EVALUATIONS = "evaluations"
-OF_A_RUN = (f"{EVALUATIONS}/*", "explain-*")  # folders with a files.json of their own; they go with the run
+EVALUATIONS = "evaluations"  # in a run: folders with a files.json of their own, which go with the run
 FORMAT_1 = (
     "classes.json", "shots.jsonl", "metrics.jsonl", "finetuned.safetensors", "model.safetensors", "timing.json",
     "config.json",
@@ -324,15 +323,15 @@ def _delete_written(folder: Path) -> None:
     written = [path for path in _written(folder) if real in (path.parent.resolve(), *path.parent.resolve().parents)]
     for path in written:
         path.unlink(missing_ok=True)
-    for path in (*folder.glob(".*"), *(folder / EVALUATIONS).glob(".*")):
-        if _USED.fullmatch(path.name) and not path.name.startswith(f".{folder.name}."):
+    for path in (folder / EVALUATIONS).glob(".*"):
+        if _USED.fullmatch(path.name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     above = {parent for path in written for parent in path.parents if folder in parent.parents}
     files.remove_empty(sorted({*above, folder / EVALUATIONS}, key=lambda parent: -len(parent.parts)))
 
 
 def _written(folder: Path) -> list[Path]:
-    """The files that clipfit wrote in a folder and in those that go with it; each folder's manifest after its files."""
+    """The files that clipfit wrote in a folder and in its evaluations; each folder's manifest after its files."""
     if not folder.is_dir() or folder.is_symlink():
         return []
     names: tuple[str, ...] = ()
@@ -341,5 +340,5 @@ def _written(folder: Path) -> list[Path]:
             names = (*manifest.read(folder), manifest.UNSEALED, manifest.NAME)
     elif _is_format_1(folder):
         names = FORMAT_1
-    parts = [path for pattern in OF_A_RUN for part in sorted(folder.glob(pattern)) for path in _written(part)]
-    return [*parts, *(folder / name for name in names)]
+    evaluations = [path for each in sorted(folder.glob(f"{EVALUATIONS}/*")) for path in _written(each)]
+    return [*evaluations, *(folder / name for name in names)]

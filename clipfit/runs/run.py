@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from clipfit.ensemble import interpolate
-from clipfit.errors import DataError, ModelError, UsageError
+from clipfit.errors import DataError, ModelError, OutputError, UsageError
 from clipfit.model.clip import Clip
 from clipfit.model.loading import reload
 from clipfit.model.named import Additions
@@ -79,6 +79,11 @@ class Run:
     def digest(self, name: str) -> str:
         """The SHA-256 (hexadecimal) of a file of the run, as recorded; of the file as it is in format 1."""
         return self.digests.get(name) or manifest.digest_of(self.path / name)
+
+    def require_unchanged(self) -> None:
+        """Raises OutputError where another run has taken the place: what was found out of this one is not its own."""
+        if self.digests and (not manifest.is_sealed(self.path) or manifest.read(self.path) != self.digests):
+            raise OutputError(f"{self.path} was replaced by another run meanwhile.")
 
     def pretrained(self, device: torch.device | str = "cpu") -> Clip:
         """The pre-trained model (α = 0); what the method adds is attached, without effect.

@@ -134,6 +134,7 @@ def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: 
     document["data"] = folder.name
     document["notes"] = [note.replace(str(place), folder.name) for note in measured.notes]
     try:
+        run.require_unchanged()
         evaluations.write(folder, document, tables)
     except OutputError as error:
         return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {error}"))
