@@ -159,12 +159,12 @@ def test_no_query_image_is_a_copy_of_a_shot(models, place, tmp_path, monkeypatch
 def test_settings_of_what_is_compared():
     told = module.Contender.parse(
         "atha+lora:crop_scale=[0.5,1],lora_rank=4,soft_edits=true,template=an icon of a {}"
-    ).told
+    ).config
     assert (told.method, told.tuning, told.lora) == ("atha", "lora", {"rank": 4})
     assert told.recipe == {"crop_scale": [0.5, 1], "template": "an icon of a {}"}
     assert told.method_options == {"soft_edits": True}
     assert not told.context
-    assert module.Contender.parse("atha+lora:context=true").told.context
+    assert module.Contender.parse("atha+lora:context=true").config.context
     names = [module.path_of(Path("y"), f"cite:template=a photo{mark}drawing of a {{}}", 1, 0).name for mark in "/-"]
     assert len(set(names)) == 2
     assert not set("/ {}:") & set("".join(names))

@@ -17,7 +17,7 @@ from clipfit.errors import DataError
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ShotFiles:
     """Which images are shots, before any but those that a draw asked for is decoded."""
 
     selection: Selection
@@ -26,7 +26,7 @@ class Chosen:
     notes: tuple[str, ...]  # sentences for the user
 
     @classmethod
-    def of(cls, config: AdaptConfig) -> Chosen:
+    def of(cls, config: AdaptConfig) -> ShotFiles:
         """Draw them. No held-out image is opened. Raises DataError or UsageError."""
         found = layout.read(config.shots, config.classes, config.image_root)
         unreadable: list[str] = []
@@ -66,7 +66,7 @@ class Shots:
     grey_bits: int | None  # of all 16-bit greys among them
 
     @classmethod
-    def of(cls, chosen: Chosen, config: AdaptConfig) -> Shots:
+    def of(cls, chosen: ShotFiles, config: AdaptConfig) -> Shots:
         """Decode and check them.
 
         Raises:

@@ -53,8 +53,8 @@ class Adapters:
             raise ValueError("adapters with dropout need to know which images or classes they are trained on")
         step, numbers = self._rows
         # position by position: a text that is cut shorter draws the same numbers
-        own = (self._stream(f"{tower} dropout", step, block, number) for number in numbers)
-        drawn = torch.stack([torch.rand(length, 3, width, generator=g, device=g.device) for g in own])
+        streams_of_rows = (self._stream(f"{tower} dropout", step, block, number) for number in numbers)
+        drawn = torch.stack([torch.rand(length, 3, width, generator=g, device=g.device) for g in streams_of_rows])
         return drawn.permute(2, 0, 1, 3) >= self.settings.dropout
 
     def started(self, tower: str, block: int, shape: tuple[int, ...]) -> torch.Tensor:

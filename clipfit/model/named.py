@@ -67,12 +67,12 @@ class NamedWeights:
         Raises:
             ModelError: the names or shapes are not those of this architecture with what is attached to it.
         """
-        own = {name: t for name, t in state.items() if not name.startswith(ADDED)}
+        plain = {name: t for name, t in state.items() if not name.startswith(ADDED)}
         attached = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
         try:
-            if (found := state.keys() - own.keys()) != attached.keys():
+            if (found := state.keys() - plain.keys()) != attached.keys():
                 raise RuntimeError(f"expected beside open_clip's tensors {sorted(attached)}, found {sorted(found)}")
-            self.model.load_state_dict(own)
+            self.model.load_state_dict(plain)
             with torch.no_grad():
                 for name, parameter in attached.items():
                     parameter.copy_(state[name])

@@ -18,7 +18,7 @@ from clipfit import methods
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
 from clipfit.data.images import Viewed
-from clipfit.data.loaded import Chosen, Shots
+from clipfit.data.loaded import ShotFiles, Shots
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, NonFiniteError
 from clipfit.events import Progress, Silent, StepReport
@@ -91,7 +91,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     progress, started = progress or Silent(), time.monotonic()
     method = methods.find(config.method)
     inputs = _inputs(config)
-    chosen = Chosen.of(config)
+    chosen = ShotFiles.of(config)
     for note in chosen.notes:
         progress.say(note)
     replacing = config.overwrite or config.resume  # what is there is looked at before anything is done to it
@@ -138,7 +138,7 @@ def _inputs(config: AdaptConfig) -> dict[str, Path]:
     return {name: path.resolve() for name, path in places.items() if path}
 
 
-def _ready(config: AdaptConfig, chosen: Chosen, target: Path, inputs: Mapping[str, Path], progress: Progress) -> Job:
+def _ready(config: AdaptConfig, chosen: ShotFiles, target: Path, inputs: Mapping[str, Path], progress: Progress) -> Job:
     method = methods.find(config.method)
     origin = sources.find(config.model, config.pretrained)
     options = method.configure(config.method_options)

@@ -39,7 +39,7 @@ class Contender:
     """What is compared: `zero-shot`, or a method, perhaps `+lora`, perhaps with settings (`atha+lora:lora_rank=4`)."""
 
     spec: str
-    told: AdaptConfig | None  # None: zero-shot
+    config: AdaptConfig | None  # None: zero-shot
 
     @classmethod
     def parse(cls, spec: str) -> Contender:
@@ -54,8 +54,8 @@ class Contender:
             if key in options and options[key].part == "adapt" and key != "context":
                 raise UsageError(f"{key} is no setting of a method: it is the same for all episodes.")
         tuning = "lora" if name.endswith("+lora") else "full"
-        told = adapt_config({"shots": Path(), "method": name.removesuffix("+lora"), "tuning": tuning, **given})
-        return cls(spec, told)
+        config = adapt_config({"shots": Path(), "method": name.removesuffix("+lora"), "tuning": tuning, **given})
+        return cls(spec, config)
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     contenders = [Contender.parse(spec) for spec in config.contenders]
     files.require_outside(config.output, config.data)
     found = layout.read(config.data, config.classes, config.image_root)
-    backbone = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
-    backbone.precision = devices.resolve_precision(config.precision, backbone.device)
+    clip = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
+    clip.precision = devices.resolve_precision(config.precision, clip.device)
     images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
     contents = [content_hash(sample.path) for sample in images.samples]
     first = {content: i for i, content in reversed(list(enumerate(contents)))}
@@ -115,9 +115,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     if len(distinct) < len(images):
         progress.say(f"{len(images) - len(distinct)} images have the very content of another and were left out")
     labels = [images.samples[i].label for i in distinct]
-    _require_same_settings(
-        config, backbone, [f"{label} {contents[i]}" for label, i in zip(labels, distinct, strict=True)]
-    )
+    _require_same_settings(config, clip, [f"{label} {contents[i]}" for label, i in zip(labels, distinct, strict=True)])
     pool = Chosen(images, distinct)
 
     part, parts = config.part
@@ -127,7 +125,7 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
             if not path.exists():
                 progress.say(f"episode {number + 1} of {config.episodes}, {shots}-shot, {contender.spec}")
                 episode = draw(labels, config, shots, number)
-                measured = _run(config, backbone, pool, episode, contender)
+                measured = _run(config, clip, pool, episode, contender)
                 files.write_json(path, {"classes": episode.classes, "accuracy": measured})
     return EpisodeReport(config, tuple(_rows(config)))
 
@@ -166,18 +164,18 @@ def draw(labels: Sequence[str], config: EpisodesConfig, shots: int, number: int)
 
 
 def _run(
-    config: EpisodesConfig, backbone: Clip, images: Images, episode: Episode, contender: Contender
+    config: EpisodesConfig, clip: Clip, images: Images, episode: Episode, contender: Contender
 ) -> dict[str, float]:
     """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
-    if contender.told is None:
-        template = Recipe.resolved(backbone.source.adapt_defaults, "", {}).template
-        return {"0": _accuracy(backbone, images, episode, template, config.batch_size)}
-    method = methods.find(contender.told.method)
-    options = method.configure(contender.told.method_options)
+    if contender.config is None:
+        template = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
+        return {"0": _accuracy(clip, images, episode, template, config.batch_size)}
+    method = methods.find(contender.config.method)
+    options = method.configure(contender.config.method_options)
     shots = [len(at) for at in episode.support]
-    told = replace(contender.told, seed=config.seed + episode.number)
-    adaptation = Adaptation.resolve(method, options, told, backbone.source.adapt_defaults, shots)
-    model = backbone.with_additions(adaptation.additions, copied=True)
+    seeded = replace(contender.config, seed=config.seed + episode.number)
+    adaptation = Adaptation.resolve(method, options, seeded, clip.source.adapt_defaults, shots)
+    model = clip.with_additions(adaptation.additions, copied=True)
     pretrained = model.snapshot()
     support = Chosen(images, [i for at in episode.support for i in at])
     labels = [c for c, count in enumerate(shots) for _ in range(count)]
@@ -198,13 +196,13 @@ def _accuracy(model: Clip, images: Images, episode: Episode, template: str, batc
     return accuracy(scoring.best_names(u, t, episode.classes), actual).value
 
 
-def _require_same_settings(config: EpisodesConfig, backbone: Clip, images: Sequence[str]) -> None:
+def _require_same_settings(config: EpisodesConfig, clip: Clip, images: Sequence[str]) -> None:
     """Write down what the results depend on beside a contender's settings; a folder of other results is refused."""
-    source = backbone.source  # but for its name: a folder that moved holds the same model
+    source = clip.source  # but for its name: a folder that moved holds the same model
     record = {
         "clipfit": __version__, "weights": source.sha256, "model_cfg": source.model_cfg,
         "preprocess_cfg": source.preprocess_cfg, "adapt_defaults": source.adapt_defaults,
-        "device": backbone.device.type, "precision": backbone.precision,
+        "device": clip.device.type, "precision": clip.precision,
         "images": hashlib.sha256("\n".join(images).encode()).hexdigest(), "way": config.way, "query": config.query,
         "most_shots": config.room, "seed": config.seed, "alphas": config.alphas,
     }  # fmt: skip
