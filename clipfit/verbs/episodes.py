@@ -18,7 +18,8 @@ from clipfit import methods
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig, EpisodesConfig, Recipe
 from clipfit.data import layout
-from clipfit.data.images import Chosen, Images, ImageStore, Viewed, content_hash
+from clipfit.data.copies import Known, first_of_each, identify
+from clipfit.data.images import Chosen, Images, ImageStore, Viewed, grey_bits
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, UsageError
 from clipfit.events import Progress, Silent
@@ -108,10 +109,13 @@ def episodes(config: EpisodesConfig, progress: Progress | None = None) -> Episod
     found = layout.read(config.data, config.classes, config.image_root)
     clip = loading.load(config.model, config.pretrained, devices.resolve_device(config.device))
     clip.precision = devices.resolve_precision(config.precision, clip.device)
-    images = ImageStore([*found.train, *(found.test or ())], config.cache_bytes, skip_bad=config.skip_bad_images)
-    contents = [content_hash(sample.path) for sample in images.samples]
-    first = {content: i for i, content in reversed(list(enumerate(contents)))}
-    distinct = sorted(first.values())  # no image is support and query at once, not even under two names
+    for note in found.notes:
+        progress.say(note)
+    samples = [*found.train, *(found.test or ())]
+    bits = grey_bits(samples)
+    images = ImageStore(samples, config.cache_bytes, skip_bad=config.skip_bad_images, grey_bits=bits)
+    contents = [identity.content for identity in identify(images.samples, Known.of([]), bits)]
+    distinct = first_of_each(contents)  # no image is support and query at once, not even under two names
     if len(distinct) < len(images):
         progress.say(f"{len(images) - len(distinct)} images have the very content of another and were left out")
     labels = [images.samples[i].label for i in distinct]
