@@ -94,6 +94,15 @@ def test_exporting_twice(cli, split_run, tmp_path):
     assert json.loads((tmp_path / "out" / "clipfit.json").read_text())["alpha"] == 1
 
 
+def test_replacing_an_export_keeps_what_clipfit_did_not_write(cli, split_run, tmp_path):
+    assert cli("export", split_run).code == 0
+    (tmp_path / "exports" / "animals-cite-open_clip-0.5" / "mine.txt").write_text("notes")
+    done = cli("export", split_run, "--overwrite")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "exports" / "animals-cite-open_clip-0.5.old-1" / "mine.txt").read_text() == "notes"
+    assert "animals-cite-open_clip-0.5.old-1" in done.stderr
+
+
 def test_an_export_can_be_adapted_again(cli, split_run, flat):
     assert cli("export", split_run, "--output", "out").code == 0
     made = cli("adapt", flat, "--model", "local-dir:out", "--json")
@@ -263,7 +272,7 @@ def test_a_file_that_only_clipfit_opens_is_named(cli, split_run, before_reading,
 def test_without_the_shots_random_pictures_prove_it_and_that_is_said(cli, models, split, tmp_path):
     shutil.copytree(split, tmp_path / "animals")
     assert cli("adapt", "animals", "--model", models["vit"], "--output", "run").code == 0
-    (tmp_path / "animals" / "train" / "cow" / "0.png").write_bytes(b"another one by now")
+    picture(4711).save(tmp_path / "animals" / "train" / "cow" / "0.png")  # another one by now
     proof = cli("export", "run", "--json").document["proof"]
     assert (proof["pictures"], proof["identical_pixels"]["images"]) == ("shots", 5)
     (tmp_path / "animals").rename(tmp_path / "elsewhere")
