@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
-    from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
+    from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, OutputError, UsageError
+    from clipfit.methods.declared import adapt_config
     from clipfit.verbs.adapt import AdaptResult, adapt
     from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
@@ -28,9 +29,9 @@ _HOME = {
     "explain": "verbs.explain", "Explained": "verbs.explain",
     "export": "verbs.export", "ExportResult": "verbs.export",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
-    "ExplainConfig": "config", "Recipe": "config",
+    "ExplainConfig": "config", "Recipe": "config", "adapt_config": "methods.declared",
     "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
-    "UsageError": "errors",
+    "OutputError": "errors", "UsageError": "errors",
 }  # fmt: skip
 
 __all__ = [
@@ -48,9 +49,11 @@ __all__ = [
     "ExportResult",
     "ModelError",
     "NonFiniteError",
+    "OutputError",
     "Recipe",
     "UsageError",
     "adapt",
+    "adapt_config",
     "episodes",
     "evaluate",
     "explain",

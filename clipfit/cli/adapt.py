@@ -8,7 +8,7 @@ from typing import Any
 from clipfit.cli.common import print_json
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared
-from clipfit.methods.declared import adapt_config, adapt_options
+from clipfit.methods.declared import adapt_options
 
 
 def options() -> list[Declared]:
@@ -18,6 +18,8 @@ def options() -> list[Declared]:
 
 def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Fine-tune CLIP on labelled images and write a run: fine-tuned weights, and the ensemble at alpha."""
+    from clipfit import adapt_config
+
     config = adapt_config(values)  # before torch is imported: a wrong option answers at once
 
     from clipfit import adapt

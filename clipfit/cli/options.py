@@ -27,8 +27,8 @@ def with_options(command: Command, options: Iterable[Declared]) -> Command:
     The command's own keyword-only parameters come last, as they are.
     """
     declared = {option.key: option for option in options}
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    parameters = [*map(_parameter, declared.values()), *(p for p in own if p.kind is p.KEYWORD_ONLY)]
+    others = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = [*map(_parameter, declared.values()), *others]
 
     @functools.wraps(command)
     def called(**given: Any) -> None:

@@ -20,11 +20,15 @@ class Recipe(Checked):
     """
 
     learning_rate: float = option(
-        5e-6, "AdamW's, at its start; it falls to 0 along a cosine.", above=0, below=1,
+        5e-6, "AdamW's, in the first step; it falls to 0 along a cosine.", above=0, below=1,
         default_is="the model's own, else the paper's 5e-6; lora: 2e-4",
     )  # fmt: skip
     weight_decay: float = option(
-        0.1, "AdamW's.", low=0, below=1, default_is="the model's own, else 0.1; lora: the method's"
+        0.1,
+        "AdamW's, which shrinks the weights in every step.",
+        low=0,
+        below=1,
+        default_is="the model's own, else 0.1; lora: the method's",
     )
     epochs: int = option(
         20, "Times that every shot is seen.", low=1,

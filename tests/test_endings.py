@@ -1,0 +1,187 @@
+"""How a command ends: one sentence, the right exit code, one JSON document, whatever becomes of its streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import make_classes
+from typer.testing import CliRunner
+
+from clipfit.cli import application
+
+# a command whose body is the last argument, so that no ending needs a model
+PROGRAM = """
+import errno, os, signal, sys
+from types import SimpleNamespace
+from clipfit import cli
+from clipfit.cli.common import keeping, print_json
+from clipfit.cli.options import Json
+from clipfit.errors import DataError
+
+body = sys.argv.pop()
+
+def command(values, *, as_json: Json = False):
+    "A command."
+    exec(body)
+
+cli.COMMANDS["toy"] = SimpleNamespace(options=list, command=command)
+cli.fill_closed_streams()
+cli.application()()
+"""
+CLOSED = ["sh", "-c", '"$@" >&-', "sh"]
+FULL = ["sh", "-c", '"$@" >/dev/full', "sh"]
+full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+
+
+def run(
+    *arguments: str, body: str = "", into: tuple[str, ...] | list[str] = (), **options
+) -> subprocess.CompletedProcess:
+    options = {"stdout": subprocess.PIPE, **options}
+    command = [*into, sys.executable, "-c", PROGRAM, *arguments, body]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+# ---- under --json an error is a document too
+
+
+def test_an_error_is_one_document_beside_its_sentence(cli, tmp_path):
+    make_classes(tmp_path / "pets", {"cat": 1})
+    for arguments, code, words in (
+        (("adapt", "nowhere"), 3, "there is no nowhere"),
+        (("adapt", "pets", "--alpha", 2), 2, "alpha must lie between"),
+        (("adapt", "pets", "--alpha", "two"), 2, "--alpha"),
+        (("adapt", "pets", "--alhpa", 1), 2, "--alhpa"),
+        (("adapt",), 2, "Missing argument"),
+        (("adpt",), 2, "adpt"),
+    ):
+        ended = cli(*arguments, "--json")
+        assert ended.code == code, ended.stderr
+        assert ended.document.keys() == {"error"}
+        error = ended.document["error"]
+        assert error["code"] == code
+        assert words in error["message"]
+        assert ended.stderr.splitlines()[-1] == f"error: {error['message']}"
+        alone = cli(*arguments)
+        assert (alone.code, alone.stdout, alone.stderr) == (code, "", ended.stderr)
+
+
+def test_wrong_usage_says_where_help_is(cli):
+    cli("adapt", "--alhpa", 1).fails(2, "--alhpa", "see clipfit adapt --help.")
+    cli("adpt").fails(2, "adpt", "see clipfit --help.")
+
+
+def test_what_a_user_names_never_steers_the_terminal(cli):
+    for name in ("no\x1b[2Jwhere", "no\u202ewhere", "no\nerror: where"):
+        ended = cli("adapt", name)
+        assert ended.code == 3
+        assert ended.stderr.count("\n") == 1
+        assert not set(ended.stderr) & set("\x1b\u202e")
+    assert r"no\x1b[2Jwhere" in cli("adapt", "no\x1b[2Jwhere").stderr
+
+
+def test_faults_of_a_file_system_are_no_faults_of_ours():
+    for number in ("EROFS", "ENOSPC", "EACCES", "EDQUOT"):
+        ended = run("toy", "--json", body=f"raise OSError(errno.{number}, 'so it is', '/runs/x')")
+        assert ended.returncode == 7
+        assert ended.stderr == "error: /runs/x: so it is; make room, or choose another place.\n"
+        assert json.loads(ended.stdout)["error"]["code"] == 7
+    assert run("toy", body="raise OSError(errno.EINVAL, 'odd')").returncode == 1
+
+
+# ---- a stdout that is closed, full, or read by nobody
+
+
+def test_a_document_that_nobody_can_read_is_no_success():
+    written = "print_json({'a': 1})"
+    assert run("toy", body=written).stdout == '{"a": 1}\n'
+    closed = run("toy", "--json", body="raise AssertionError('it was carried out')", into=CLOSED)
+    assert (closed.returncode, closed.stderr) == (
+        7, "error: standard output is closed, but --json writes to it: leave it open.\n"
+    )  # fmt: skip
+    read, write = os.pipe()
+    os.close(read)
+    unread = run("toy", "--json", body=written, stdout=write)
+    os.close(write)
+    assert (unread.returncode, unread.stderr) == (
+        7, "error: standard output cannot be written: Broken pipe; the JSON document is lost.\n"
+    )  # fmt: skip
+
+
+@full_device
+def test_a_full_disk_under_stdout():
+    full = run("toy", "--json", body="print_json({'a': 1})", into=FULL)
+    assert (full.returncode, full.stderr) == (
+        7, "error: standard output cannot be written: No space left on device; the JSON document is lost.\n"
+    )  # fmt: skip
+    failed = run("toy", "--json", body="raise DataError('no images.')", into=FULL)
+    assert (failed.returncode, failed.stderr) == (3, "error: no images.\n")
+    for asked in (["--help"], ["--version"], ["toy", "--help"]):
+        shown = run(*asked, into=FULL, body="")
+        assert shown.returncode == 7
+        assert shown.stderr.startswith("error: ")
+        assert shown.stderr.count("\n") == 1
+
+
+def test_help_and_version_survive_a_closed_stdout():
+    for asked in (["--help"], ["--version"], ["adapt", "--help"]):
+        shown = run(*asked, into=CLOSED)
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_no_file_takes_the_number_of_a_closed_stream():
+    ended = run("toy", body="sys.exit(os.open(os.devnull, os.O_RDONLY) <= 2)", into=["sh", "-c", '"$@" <&- >&-', "sh"])
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_rows_into_a_closed_pipe_end_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    rows = run("toy", body="[print(n, flush=True) for n in range(3)]", stdout=write)
+    waiting = run("toy", body="print('in the buffer')", stdout=write)
+    os.close(write)
+    for ended in (rows, waiting):
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "label"),
+    [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "hung up")],
+)
+def test_a_signal_ends_a_command_with_one_sentence(name, code, label):
+    kill = f"os.kill(os.getpid(), signal.{name})"
+    ended = run("toy", "--json", body=kill)
+    assert (ended.returncode, ended.stderr) == (code, f"{label}: nothing was written\n")
+    assert json.loads(ended.stdout) == {"error": {"code": code, "message": f"{label}: nothing was written"}}
+    ended = run("toy", body=f"with keeping('three rows are kept'): {kill}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", f"{label}: three rows are kept\n")
+
+
+def test_what_the_library_says_is_kept_goes_before_the_commands_words():
+    ended = run("toy", body="with keeping('three rows'): raise KeyboardInterrupt('the state after step 4 is kept')")
+    assert (ended.returncode, ended.stderr) == (130, "interrupted: the state after step 4 is kept\n")
+
+
+def test_an_ignored_hang_up_stays_ignored():
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to its child
+    try:
+        ended = run("toy", body="os.kill(os.getpid(), signal.SIGHUP); print('on')")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (ended.returncode, ended.stdout) == (0, "on\n")
+
+
+def test_every_exit_code_stands_in_the_help():
+    for arguments in (["--help"], ["adapt", "--help"], ["export", "--help"]):
+        shown = " ".join(CliRunner().invoke(application(), arguments).stdout.split())
+        for code in ("0 done", "1 a fault", "2 wrong", "3 the data", "4 the model", "5 the guard", "6 numbers",
+                     "7 output", "129 hung up", "130 interrupted", "143 terminated"):  # fmt: skip
+            assert code in shown
