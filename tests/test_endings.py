@@ -43,7 +43,8 @@ def run(
 ) -> subprocess.CompletedProcess:
     options = {"stdout": subprocess.PIPE, **options}
     command = [*into, sys.executable, "-c", PROGRAM, *arguments, body]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, env=buffered, **options)
 
 
 # ---- under --json an error is a document too
