@@ -63,7 +63,10 @@ class Saving:
         except KeyboardInterrupt as stop:
             if reports:
                 self.save(trained, reports)
-                stop.kept = f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on"  # type: ignore[attr-defined]
+                words = (
+                    f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on from there"
+                )
+                stop.args = (words,)
             raise
 
     def due(self, step: int, steps: int) -> bool:
