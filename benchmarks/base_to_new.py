@@ -20,10 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt, evaluate
+from clipfit import AdaptConfig, EvaluateConfig, Evaluation, Recipe, adapt, evaluate
+from clipfit.measure.evaluations import read
 from clipfit.measure.metrics import estimate
+from clipfit.measure.predictions import Predictions
 from clipfit.model.loading import load
 from clipfit.report.console import percent
 
@@ -40,7 +43,13 @@ ALPHAS = (0.0, 0.5, 1.0)
 SEEDS, FAR_SEEDS = range(5), range(3)
 FIGURES = ("base", "new", "hm")
 
-Figures = dict[str, dict[str, float]]  # α → B, N, HM, in percent
+Figures = dict[str, dict[str, Any]]  # α → B, N, HM, in percent, and which images were right
+
+
+def right(table: Predictions, evaluation: Evaluation) -> dict[str, list[int]]:
+    """Of every base and every new image 1 where its own kind's names are told rightly, else 0."""
+    parts = {"base": table.within(evaluation.base_classes), "new": table.within(evaluation.new_classes)}
+    return {name: [int(a == b) for a, b in zip(part.names, part.labels, strict=True)] for name, part in parts.items()}
 
 
 class Results:
@@ -63,11 +72,15 @@ class Results:
                 run = adapt(
                     AdaptConfig(task, method, self.model, seed=seed, recipe=recipe, output=Path(folder) / "run")
                 ).run
-                measured = evaluate(EvaluateConfig(run, alphas=ALPHAS)).rows
-            rows[key] = {
-                f"{r.alpha:g}": {"base": 100 * r.base.value, "new": 100 * r.new.value, "hm": 100 * r.harmonic_mean}
-                for r in measured
-            }  # fmt: skip
+                evaluation = evaluate(EvaluateConfig(run, alphas=ALPHAS))
+                stored = read(run / "evaluations/held-out")
+                rows[key] = {
+                    f"{r.alpha:g}": {
+                        "base": 100 * r.base.value, "new": 100 * r.new.value, "hm": 100 * r.harmonic_mean,
+                        "right": right(stored.tables(r.alpha)["union"], evaluation),
+                    }
+                    for r in evaluation.rows
+                }  # fmt: skip
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"{method}.json").write_text(json.dumps(rows, indent=1) + "\n")
         return rows[key]
@@ -124,6 +137,35 @@ def compare(runs: dict[str, list[Figures]]) -> None:
         pairs = list(zip(runs["cite"], theirs, strict=True))
         cells = " | ".join(interval([mine[alpha][f] - r[alpha][f] for mine, r in pairs]) for f in FIGURES)
         print(f"| {other} | {alpha} | {cells} |")
+
+    print("\n| cite minus …, over images | α | B | N | HM |\n|---|---|---|---|---|")
+    for alpha, other in itertools.product(("0.5", "1"), ("zero-shot", *METHODS[:2])):
+        theirs = [{alpha: first}] * len(runs["cite"]) if other == "zero-shot" else runs[other]
+        print(f"| {other} | {alpha} | {' | '.join(over_images(runs['cite'], theirs, alpha))} |")
+
+
+def over_images(mine: list[Figures], theirs: list[Figures], alpha: str) -> list[str]:
+    """Differences of B, N and HM with 95% intervals over the draw of images: both sides on the same resampled ones.
+
+    An image counts by the share of seeds that had it right, so these intervals leave the seeds as they are.
+    """
+
+    def shares(runs: list[Figures], part: str) -> np.ndarray:
+        return np.mean([run[alpha]["right"][part] for run in runs], axis=0)
+
+    draw = np.random.default_rng(0)
+    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for part in ("base", "new"):
+        ours, others = shares(mine, part), shares(theirs, part)
+        index = draw.integers(len(ours), size=(10_000, len(ours)))
+        index[0] = np.arange(len(ours))  # the images as they are
+        drawn[part] = ours[index].mean(1), others[index].mean(1)
+    (b, b2), (n, n2) = drawn["base"], drawn["new"]
+    gains = (b - b2, n - n2, 2 * b * n / (b + n) - 2 * b2 * n2 / (b2 + n2))
+    return [
+        f"{100 * gain[0]:.1f} [{100 * np.quantile(gain, 0.025):.1f}, {100 * np.quantile(gain, 0.975):.1f}]"
+        for gain in gains
+    ]
 
 
 def rates(results: Results) -> None:
