@@ -1,8 +1,10 @@
 # What CI and people run. Every target is a line or two that can be typed by hand as well.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
+# the slow tests that CI runs, for pytest's -k
+A_FEW ?= every_rename
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format types test test-all coverage trace
+.PHONY: help setup lint format types test test-few test-all coverage help-docs trace
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,11 +27,19 @@ types: ## mypy, strict
 test: ## what `pytest` alone runs: all but the slow tests
 	$(PYTHON) -m pytest
 
-test-all: ## every test, the slow ones too, and what they counted
-	$(PYTHON) -m pytest -m 'slow or not slow' -rP
+test-few: ## the slow tests that CI runs
+	$(PYTHON) -m pytest -m slow -k '$(A_FEW)'
 
-coverage: ## `test`, and which lines it leaves out
-	$(PYTHON) -m pytest --cov=clipfit --cov-report=term
+test-all: ## every test, the slow ones with what they counted
+	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m slow -rP
+
+coverage: ## `test` and `test-few`, and the lines that they leave out
+	$(PYTHON) -m pytest --cov=clipfit --cov-report=
+	$(PYTHON) -m pytest -m slow -k '$(A_FEW)' --cov=clipfit --cov-append --cov-report=term
+
+help-docs: ## docs/options.md and docs/help.md, from the declared options
+	$(PYTHON) docs/options.py
 
 trace: ## hashes of what training writes: the same before and after a refactor
 	$(PYTHON) benchmarks/trace.py
