@@ -117,16 +117,6 @@ def test_the_activation_survives_a_run_and_its_export(cli, models, flat):
     assert {type(m).__name__ for m in model.modules() if "GELU" in type(m).__name__} == {"QuickGELU"}
 
 
-@pytest.mark.parametrize("command", ["export", "explain"])
-def test_what_one_should_know_of_a_run_is_said(cli, split_run, split, tmp_path, command):
-    shutil.copytree(split_run, tmp_path / "run")
-    (tmp_path / "run" / "timing.json").write_text("{")
-    images = sorted(split.glob("test/cow/*.png"))[:1] if command == "explain" else ()
-    done = cli(command, "run", *images)
-    assert done.code == 0, done.stderr
-    assert "note: run/timing.json is damaged and was not used" in done.stderr
-
-
 # --- the proof
 
 

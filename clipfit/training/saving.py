@@ -63,10 +63,7 @@ class Saving:
         except KeyboardInterrupt as stop:
             if reports:
                 self.save(trained, reports)
-                words = (
-                    f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on from there"
-                )
-                stop.args = (words,)
+                stop.kept = f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on"  # type: ignore[attr-defined]
             raise
 
     def due(self, step: int, steps: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from clipfit.config import EvaluateConfig
 from clipfit.data.images import ImageStore
 from clipfit.ensemble import interpolate
-from clipfit.errors import ClipfitError, DataError, UsageError
+from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
@@ -83,7 +83,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         base_classes=run.base,
         new_classes=test.new,
         rows=rows,
-        notes=(*run.notes, *test.notes, *_on_losses(rows, run.alpha)),
+        notes=(*test.notes, *_on_losses(rows, run.alpha)),
         skipped=tuple(images.skipped),
     )
     return _kept(measured, tables, run, config.data)
@@ -132,15 +132,13 @@ def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: 
         del document[of_this_machine]
     place = data or run.place("shots")
     document["data"] = folder.name
-    document["notes"] = [
-        note.replace(str(place), folder.name).replace(str(run.path), "the run") for note in measured.notes
-    ]
+    document["notes"] = [note.replace(str(place), folder.name) for note in measured.notes]
     try:
         run.require_unchanged()
         evaluations.write(folder, document, tables)
+    except OutputError as error:
+        return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {error}"))
     except UsageError:
         reason = f"another process is writing {folder}"
         return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {reason}."))
-    except ClipfitError as error:  # no room, a read-only run, or one that was damaged or replaced meanwhile
-        return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {error}"))
     return replace(measured, kept=folder)

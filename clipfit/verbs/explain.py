@@ -105,8 +105,6 @@ def explain(
     """
     progress = progress or Silent()
     run = open_run(config.run)
-    for note in run.notes:
-        progress.say(f"note: {note}")
     alpha = run.alpha if config.alpha is None else config.alpha
     require_patches(run.source)
     output = config.output or EXPLANATIONS / f"{run.path.resolve().name}-{alpha:g}"

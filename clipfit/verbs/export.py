@@ -49,8 +49,6 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     progress = progress or Silent()
     chosen = format_of(config.format)
     run = open_run(config.run)
-    for note in run.notes:
-        progress.say(f"note: {note}")
     alpha = run.alpha if config.alpha is None else config.alpha
     output = config.output or EXPORTS / f"{run.path.resolve().name}-{chosen.name}-{alpha:g}"
     recover(output)
