@@ -53,15 +53,17 @@ def in_effect(run: Run, alpha: float) -> Additions:
 
     Edits of strength 0 change nothing, and neither do context vectors that equal the embeddings of their words. Both
     start so, and α interpolates between that and the fine-tuned values: what differs at 1 differs at every α but 0.
-    Only the fine-tuned tensors are read; no model is built.
+    Of a run that was adapted on from another one, both may have been in effect at α = 0 already.
+    No model is built where the run has a file of the tensors.
 
     Raises:
         ModelError: they are missing or damaged.
     """
     additions = run.additions
-    if alpha == 0 or additions == Additions():
+    parent = run.record.parent
+    if additions == Additions() or (alpha == 0 and not parent):
         return Additions()
-    state = run.finetuned()
+    state = run.state(alpha) if parent else run.finetuned()
     return Additions(
         additions.edits if additions.edits and _edits_act(state, additions.edits) else None,
         additions.context if additions.context and _context_acts(state, additions.context, run.source) else None,

@@ -36,8 +36,10 @@ class TokenEdits(torch.nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """The initial strengths of training."""
+        """The initial strengths of training; those of a run that is adapted on stay as they are."""
         assert self.settings.head_block is not None
+        if self.head.any() or self.tail.any():
+            return
         self.head[self.settings.head_block] = self.settings.head_strength
         self.tail.fill_(self.settings.tail_strength)
 

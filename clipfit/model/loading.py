@@ -84,19 +84,27 @@ def go_on(
     source: Source,
     state: Mapping[str, torch.Tensor],
     additions: Additions | None = None,
+    adapters: bool = False,
     device: torch.device | str = "cpu",
 ) -> Clip:
-    """A CLIP that an adapted one is the start of: what `rebuild` gives, with additions that the state may lack.
+    """A CLIP that is adapted on from a run: as `fetch`, but for weights that are here and may hold additions.
 
-    Those it lacks are attached without effect; those it has keep their values, and must be the ones named.
+    Additions that the state has keep their values, and must be the ones named; others are attached without effect.
+
+    Args:
+        source: its sha256 is what the weights must have, or "" where they are met for the first time.
 
     Raises:
-        ModelError: the weights are not the recorded ones, or the additions in them are others.
+        ModelError: the model cannot have the additions or adapters, or the weights are not the recorded ones.
     """
-    _require_same(source, weights.state_sha256(state))
-    added = any(name.startswith(ADDED) for name in state)
-    clip = rebuild(source, state, additions if added else None, device)
-    return clip if added or additions is None else clip.with_additions(additions)
+    found = weights.state_sha256(state)
+    if source.sha256:
+        _require_same(source, found)
+    attached = any(name.startswith(ADDED) for name in state)
+    clip = rebuild(replace(source, sha256=found), state, additions if attached else None, device)
+    if adapters:
+        lora.require_attention(clip.model)
+    return clip if attached or additions is None else clip.with_additions(additions)
 
 
 def _require_same(source: Source, found: str) -> None:

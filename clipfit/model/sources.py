@@ -95,8 +95,7 @@ def find(model: str, pretrained: str | None = None) -> Origin:
     elif is_run(folder):
         raise UsageError(f"{folder} is a run, which only `adapt` goes on from: export it, and name the export here.")
     else:
-        recorded = model if model == TINY or model.startswith(LOCAL_DIR) else f"{LOCAL_DIR}{Path(model)}"
-        origin = _folder(recorded, folder)
+        origin = _folder(recorded_name(model), folder)
     _require_clip_class(model, origin.model_cfg)
     return origin
 
@@ -137,10 +136,14 @@ def folder_of(model: str) -> Path | None:
     return Path(model) if not known and Path(model).is_dir() else None
 
 
+def recorded_name(model: str) -> str:
+    """A model's name as a Source has it: a folder says that it is one."""
+    return model if model == TINY or model.startswith(LOCAL_DIR) else f"{LOCAL_DIR}{Path(model)}"
+
+
 def is_run(folder: Path) -> bool:
-    """Whether a folder is one that `adapt` wrote, by its files; open_run reads it."""
-    files = ("config.json", "classes.json", "model.safetensors")
-    return not (folder / CONFIG).exists() and all((folder / name).is_file() for name in files)
+    """Whether a folder is one that `adapt` wrote, by its files; open_run reads it, and says what is wrong with it."""
+    return not (folder / CONFIG).exists() and all((folder / name).is_file() for name in ("config.json", "shots.jsonl"))
 
 
 def _open_clip_name(model: str) -> str:

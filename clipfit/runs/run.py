@@ -13,9 +13,9 @@ import torch
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, ModelError, OutputError, UsageError
 from clipfit.model.clip import Clip
-from clipfit.model.loading import reload
+from clipfit.model.loading import go_on, reload
 from clipfit.model.named import Additions
-from clipfit.model.sources import LOCAL_DIR, Source
+from clipfit.model.sources import LOCAL_DIR, Source, folder_of
 from clipfit.runs import files, manifest, place
 from clipfit.runs.record import CLASSES, CONFIG, FINETUNED, METRICS, MODEL, SHOTS, TIMING, ClassRecord, RunRecord, typed
 
@@ -86,17 +86,26 @@ class Run:
             raise OutputError(f"{self.path} was replaced by another run meanwhile.")
 
     def pretrained(self, device: torch.device | str = "cpu") -> Clip:
-        """The pre-trained model (α = 0); what the method adds is attached, without effect.
+        """The model at α = 0: pre-trained, with what the method adds attached without effect; or the parent's.
 
         Raises:
             ModelError: its weights cannot be had, or are not the recorded ones.
         """
+        if self.record.parent:
+            return self._of_parent(device)
         source, folder, file = self.source, self._still("model"), self._still("pretrained")
         if folder:
             source = replace(source, model=f"{LOCAL_DIR}{folder}")
         if file:
             source = replace(source, pretrained=str(file))
-        return reload(source, device).with_additions(self.additions)
+        return reload(source, device, self.additions)
+
+    def _of_parent(self, device: torch.device | str) -> Clip:
+        """What the run was adapted on from; its digest in our record vouches for it, not what it says of itself."""
+        folder = Path(self.inputs.get("model") or folder_of(self.source.model) or "")
+        place.recover(folder)
+        state, _ = files.read_tensors(folder / MODEL)
+        return go_on(self.source, state, self.additions, device=device)
 
     def finetuned(self) -> dict[str, torch.Tensor]:
         """θ at α = 1. Raises ModelError where the file is not the one that was written."""

@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from clipfit.measure.metrics import accuracy
 from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
-from clipfit.runs import files, manifest, place
+from clipfit.runs import files, manifest, place, start
 from clipfit.runs.record import METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
 from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
@@ -90,14 +90,15 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     """
     progress, started = progress or Silent(), time.monotonic()
     method = methods.find(config.method)
+    origin = start.find(config.model, config.pretrained)
     inputs = _inputs(config)
     chosen = ShotFiles.of(config)
-    for note in chosen.notes:
+    for note in (*origin.notes, *chosen.notes):
         progress.say(note)
     replacing = config.overwrite or config.resume  # what is there is looked at before anything is done to it
     target = place.target_folder(config.shots, method.name, config.output, replacing, inputs.values())
     with place.locked(target):
-        job = _ready(config, chosen, target, inputs, progress)
+        job = _ready(config, origin, chosen, target, inputs, progress)
         before = accuracy_on_shots(job.clip, job.shots, job.record)
         if config.resume and (reports := _finished(job)):
             progress.say(f"{target} is finished already: nothing is left to do")
@@ -138,20 +139,27 @@ def _inputs(config: AdaptConfig) -> dict[str, Path]:
     return {name: path.resolve() for name, path in places.items() if path}
 
 
-def _ready(config: AdaptConfig, chosen: ShotFiles, target: Path, inputs: Mapping[str, Path], progress: Progress) -> Job:
+def _ready(
+    config: AdaptConfig,
+    origin: start.Start,
+    chosen: ShotFiles,
+    target: Path,
+    inputs: Mapping[str, Path],
+    progress: Progress,
+) -> Job:
     method = methods.find(config.method)
-    origin = sources.find(config.model, config.pretrained)
     options = method.configure(config.method_options)
     adaptation = Adaptation.resolve(method, options, config, origin.adapt_defaults, chosen.counts)
     progress.say(f"loading {config.model}")
     device = devices.resolve_device(config.device)
-    clip = loading.fetch(origin, device, adaptation.additions, adapters=adaptation.adapters is not None)
+    clip = origin.load(method.name, adaptation.additions, adaptation.adapters is not None, device)
     clip.precision = devices.resolve_precision(config.precision, device)
     place.require_room(target, 2 * clip.bytes)  # now, not after hours of training
     progress.say(f"decoding {len(chosen.selection.shots)} shots of {len(chosen.selection.base)} classes")
     shots = Shots.of(chosen, config)
     adaptation.require_distinct(clip, shots.base)
-    return Job(target, inputs, adaptation, clip, shots, _record(config, adaptation, clip, shots))
+    record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
+    return Job(target, inputs, adaptation, clip, shots, record)
 
 
 def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shots) -> RunRecord:
