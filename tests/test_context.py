@@ -109,7 +109,7 @@ def test_without_words_before_the_name_there_is_nothing_to_learn(cli, split, mod
 def test_they_are_trained_as_in_athas_code(split, models, monkeypatch):
     config = AdaptConfig(split, "atha", models["vit"], tuning="lora", context=True, recipe={"epochs": 1})
     seen = []
-    monkeypatch.setattr(loop, "train", lambda *given: seen.extend(given[-1]))
+    monkeypatch.setattr(loop, "train", lambda *given: seen.extend(given[-2]))
     method = METHODS["atha"]
     adaptation = Adaptation.resolve(method, method.configure({}), config, {}, [2, 2, 2])
     model = loading.load(models["vit"]).with_additions(adaptation.additions)
