@@ -29,7 +29,13 @@ def _stop(signum: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Within: each of the signals raises Stopped, unless the process was started to ignore it (nohup)."""
+    """Within: each of the signals raises Stopped, unless the process was started to ignore it (nohup).
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

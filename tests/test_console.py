@@ -14,7 +14,7 @@ from clipfit.events import StepReport
 from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
 from clipfit.measure.metrics import Estimate
 from clipfit.report.console import Console
-from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.adapt import AdaptResult, OnShots
 from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
@@ -34,7 +34,7 @@ HOSTILE = {
 def adapted(name: str) -> AdaptResult:
     facts: dict[str, Any] = {
         "run": Path(name), "method": name, "model": name, "classes": 2, "shots": 4, "steps": 1, "losses": {name: 1.0},
-        "seconds": 1.0, "zero_shot_accuracy": 0.5, "adapted_accuracy": 1.0, "alpha": 0.5, "skipped": (name,),
+        "seconds": 1.0, "on_shots": OnShots(0.5, 1.0), "alpha": 0.5, "skipped": (name,),
     }  # fmt: skip
     return AdaptResult(**facts)
 
