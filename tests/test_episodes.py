@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from conftest import make_classes
 from clipfit import EpisodesConfig, episodes
 from clipfit.adaptation import Adaptation
 from clipfit.errors import DataError, UsageError
+from clipfit.events import Silent
 from clipfit.measure.metrics import estimate
+from clipfit.methods import METHODS
 from clipfit.verbs import episodes as module
 
 LABELS = [name for name in ("ant", "bee", "cow", "dog") for _ in range(9)] + ["elk"] * 8
@@ -81,43 +84,45 @@ def test_methods_are_compared_over_the_same_episodes(cli, models, place, tmp_pat
     assert rows[0]["gain"] == {"mean": None, "half_width": None, "n": 0}
 
 
-def test_a_finished_episode_is_never_run_again_and_processes_share_the_work(models, place, tmp_path, monkeypatch):
-    ran: list[tuple[int, str]] = []
-    real = module._run
+class Said(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
 
-    def counted(config, backbone, images, episode, contender):
-        ran.append((episode.number, contender.spec))
-        return real(config, backbone, images, episode, contender)
+    def say(self, text: str) -> None:
+        self.texts.append(text)
 
-    monkeypatch.setattr(module, "_run", counted)
 
-    def go(**values):
+def test_a_finished_episode_is_never_run_again_and_processes_share_the_work(models, place, tmp_path):
+    def go(said: Said, **values):
         told = {"episodes": 4, "way": 2, "shots": (1,), "query": 2, **values}
-        return episodes(EpisodesConfig(place, tmp_path / "out", ("zero-shot", "finetune"), models["vit"], **told))
+        config = EpisodesConfig(place, tmp_path / "out", ("zero-shot", "finetune"), models["vit"], **told)
+        return episodes(config, said)
 
-    assert [row.accuracy.n for row in go(part=(2, 2)).rows] == [2, 2, 2]
-    assert ran == [(n, m) for n in (1, 3) for m in ("zero-shot", "finetune")]
-    whole = go()
-    assert ran[4:] == [(n, m) for n in (0, 2) for m in ("zero-shot", "finetune")]
+    def ran(*numbers: int) -> list[str]:
+        return [f"episode {n} of 4, 1-shot, {method}" for n in numbers for method in ("zero-shot", "finetune")]
+
+    second, rest, nothing = Said(), Said(), Said()
+    assert [row.accuracy.n for row in go(second, part=(2, 2)).rows] == [2, 2, 2]
+    assert second.texts == ran(2, 4)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*shot*.json")}
+    whole = go(rest)
+    assert rest.texts == ran(1, 3)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert [row.accuracy.n for row in whole.rows] == [4, 4, 4]
-    assert go() == whole
-    assert len(ran) == 8
+    assert go(nothing) == whole
+    assert nothing.texts == []
     fresh = episodes(EpisodesConfig(place, tmp_path / "other", ("zero-shot", "finetune"), models["vit"], episodes=4,
                                     way=2, shots=(1,), query=2))  # fmt: skip
     assert fresh.rows == whole.rows
 
 
 def test_ctrl_c_says_what_is_kept(cli, models, place, tmp_path, monkeypatch):
-    real, ran = module._run, []
+    def interrupted(task, options):
+        raise KeyboardInterrupt
 
-    def second_is_interrupted(*arguments):
-        if ran:
-            raise KeyboardInterrupt
-        ran.append(1)
-        return real(*arguments)
-
-    monkeypatch.setattr(module, "_run", second_is_interrupted)
-    run = cli("evaluate", "--episodes", 2, "--data", place, *QUICK, models["vit"], "--method", "zero-shot")
+    monkeypatch.setitem(METHODS, "stopped", replace(METHODS["finetune"], name="stopped", build=interrupted))
+    methods = ("--method", "zero-shot", "--method", "stopped")
+    run = cli("evaluate", "--episodes", 2, "--data", place, *QUICK, models["vit"], *methods)
     assert run.code == 130
     assert run.stderr.splitlines()[-1] == (
         "interrupted: finished episodes are kept in episodes/zoo; the same command goes on from there"
@@ -141,19 +146,19 @@ def test_results_of_other_settings_are_not_mixed(cli, models, place):
     cli(*command).fails(3, "episodes.json cannot be read")
 
 
-def test_no_query_image_is_a_copy_of_a_shot(models, place, tmp_path, monkeypatch, cli):
+def test_no_query_image_is_a_copy_of_a_shot(models, place, tmp_path, cli):
+    """The episodes of a folder in which every image stands twice are those of the folder itself."""
     twice = Path(shutil.copytree(place, tmp_path / "twice"))
     for file in [*twice.rglob("*.png")]:
         shutil.copy(file, file.with_name(f"copy-{file.name}"))
-    real, drawn = module.draw, []
-    monkeypatch.setattr(module, "draw", lambda labels, *told: drawn.append(labels) or real(labels, *told))
-    command = ("evaluate", "--episodes", 1, "--data", twice, *QUICK, models["vit"], "--method", "zero-shot")
-    run = cli(*command)
-    assert run.code == 0, run.stderr
-    assert "22 images have the very content of another and were left out" in run.stderr
-    alone = cli(*command[:4], place, *command[5:], "--output", "alone", "--json")
-    assert drawn[0] == drawn[2]
-    assert cli(*command, "--json").document["rows"] == alone.document["rows"]
+    told = (*QUICK, models["vit"], "--method", "zero-shot", "--method", "finetune")
+    doubled = cli("evaluate", "--episodes", 4, "--data", twice, *told, "--output", "doubled")
+    assert doubled.code == 0, doubled.stderr
+    assert "22 images have the very content of another and were left out" in doubled.stderr
+    assert cli("evaluate", "--episodes", 4, "--data", place, *told, "--output", "alone").code == 0
+    kept = [{p.name: p.read_bytes() for p in Path(name).glob("*shot*.json")} for name in ("doubled", "alone")]
+    assert len(kept[0]) == 4 * 2 * 2
+    assert kept[0] == kept[1]
 
 
 def test_settings_of_what_is_compared():

@@ -8,6 +8,8 @@ import os
 import shutil
 import warnings
 from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipfit.cli import main
+from clipfit.methods import METHODS
+from clipfit.methods.finetune import METHOD as FINETUNE
+from clipfit.methods.finetune import Finetune
+from clipfit.model.clip import Clip
 from clipfit.runs import files
 
 
@@ -24,6 +30,30 @@ from clipfit.runs import files
 def shots(tmp_path, flat) -> Path:
     """A copy of the flat folder that a test may spoil."""
     return Path(shutil.copytree(flat, tmp_path / "pets"))
+
+
+@pytest.fixture
+def acting(monkeypatch) -> Callable[..., tuple[str, str]]:
+    """Options for plain fine-tuning that does something once the losses of a step are known."""
+
+    def method(act: Callable[[Clip], object]) -> tuple[str, str]:
+        class Acting(Finetune):
+            def terms(self, e, batch):
+                found = super().terms(e, batch)
+                act(self.clip)
+                return found
+
+        monkeypatch.setitem(METHODS, "acting", replace(FINETUNE, name="acting", build=Acting))
+        return "--method", "acting"
+
+    return method
+
+
+def raising(error: BaseException) -> Callable[[Clip], object]:
+    def act(_clip: Clip) -> None:
+        raise error
+
+    return act
 
 
 def nothing_written(tmp_path: Path) -> bool:
@@ -155,11 +185,13 @@ def test_data_of_which_nothing_fits(cli, split_run, tmp_path):
     cli("evaluate", split_run, "--data", "nowhere").fails(3, "there is no nowhere")
 
 
-def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
+def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monkeypatch, acting):
     usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 10**6))
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
-    cli("adapt", shots, "--model", models["vit"]).fails(7, "runs needs ", " MB, but its disk has 1 MB left: make room")
+    method = acting(lambda clip: pytest.fail("trained before looking"))
+    cli("adapt", shots, "--model", models["vit"], *method).fails(
+        7, "runs needs ", " MB, but its disk has 1 MB left: make room"
+    )
     assert nothing_written(tmp_path)
 
 
@@ -188,13 +220,13 @@ def test_a_place_that_cannot_be_written(cli, shots, models, tmp_path):
     cli("adapt", shots, "--model", models["vit"], "--output", "file/run").fails(7, "file cannot be created")
 
 
-def test_a_place_without_permission_is_found_before_training(cli, shots, models, tmp_path, monkeypatch):
+def test_a_place_without_permission_is_found_before_training(cli, shots, models, tmp_path, monkeypatch, acting):
     def denied(**options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(files.tempfile, "TemporaryDirectory", denied)  # whoever is root may write anywhere
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("trained before looking"))
-    cli("adapt", shots, "--model", models["vit"]).fails(7, "runs cannot be written in: Permission denied")
+    method = acting(lambda clip: pytest.fail("trained before looking"))
+    cli("adapt", shots, "--model", models["vit"], *method).fails(7, "runs cannot be written in: Permission denied")
     assert nothing_written(tmp_path)
 
 
@@ -297,13 +329,10 @@ def test_a_loss_that_is_no_number(cli, flat, tmp_path):
     assert nothing_written(tmp_path)
 
 
-def test_weights_that_are_no_numbers_after_the_last_step(cli, flat, models, tmp_path, monkeypatch):
-    def explode(optimiser):
-        with torch.no_grad():
-            optimiser.param_groups[0]["params"][0].fill_(float("inf"))
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", explode)
-    cli("adapt", flat, "--model", models["vit"], "--epochs", 1, "--batch-size", 12).fails(6, "is not finite")
+def test_weights_that_are_no_numbers_after_the_last_step(cli, flat, models, tmp_path, acting):
+    method = acting(lambda clip: clip.model.visual.proj.data.fill_(float("inf")))  # its loss is finite still
+    command = ("adapt", flat, "--model", models["vit"], "--epochs", 1, "--batch-size", 12, *method)
+    cli(*command).fails(6, "after training, ", "is not finite")
     assert nothing_written(tmp_path)
 
 
@@ -311,15 +340,16 @@ def test_weights_that_are_no_numbers_after_the_last_step(cli, flat, models, tmp_
 
 
 @pytest.mark.parametrize("moment", ["training", "writing"])
-def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, moment):
+def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, acting, moment):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
+    method: tuple[str, ...] = ()
     if moment == "training":
-        monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+        method = acting(interrupted)
     else:
         monkeypatch.setattr(files, "save_file", interrupted)
-    result = cli("adapt", flat, "--model", models["vit"], "--json")
+    result = cli("adapt", flat, "--model", models["vit"], "--json", *method)
     assert result.code == 130
     assert result.document == {"error": {"code": 130, "message": "interrupted: nothing was written"}}
     assert result.stderr.splitlines()[-1] == "interrupted: nothing was written"
@@ -327,12 +357,9 @@ def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, mome
     assert nothing_written(tmp_path)
 
 
-def test_a_device_that_is_too_small(cli, flat, models, monkeypatch):
-    def full(self):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", full)
-    cli("adapt", flat, "--model", models["vit"]).fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
+def test_a_device_that_is_too_small(cli, flat, models, acting):
+    method = acting(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+    cli("adapt", flat, "--model", models["vit"], *method).fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
 
 
 def test_what_would_have_no_effect_is_refused(cli, flat, split_run, models):
@@ -344,15 +371,12 @@ def test_what_would_have_no_effect_is_refused(cli, flat, split_run, models):
     cli(*episodes[:1], split_run, *episodes[1:]).fails(2, "a run has no effect")
 
 
-def test_a_fault_of_our_own_is_one_sentence_too(cli, flat, models, monkeypatch):
-    def broken(self):
-        raise AssertionError("so it goes")
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+def test_a_fault_of_our_own_is_one_sentence_too(cli, flat, models, monkeypatch, acting):
+    command = ("adapt", flat, "--model", models["vit"], *acting(raising(AssertionError("so it goes"))))
     monkeypatch.delenv("CLIPFIT_DEBUG", raising=False)
-    cli("adapt", flat, "--model", models["vit"]).fails(1, "a fault of clipfit's own (AssertionError: so it goes)")
+    cli(*command).fails(1, "a fault of clipfit's own (AssertionError: so it goes)")
     monkeypatch.setenv("CLIPFIT_DEBUG", "1")
-    assert "Traceback" in cli("adapt", flat, "--model", models["vit"]).stderr
+    assert "Traceback" in cli(*command).stderr
 
 
 def test_names_in_any_script(cli, models, tmp_path):
