@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from clipfit import AdaptConfig, ExportConfig, adapt, export
+from clipfit.config import outputs
 from clipfit.config.edits import EditSettings
 from clipfit.errors import ClipfitError
 from clipfit.formats import FORMATS, consumer
@@ -39,6 +40,10 @@ def logits(folder: Path, images: list[Path], names: list[str]) -> torch.Tensor:
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([f"a photo of a {name}" for name in names])
     with torch.no_grad():
         return model.eval().get_logits(pixels, tokens)[0]
+
+
+def test_the_command_line_knows_every_format():
+    assert tuple(FORMATS) == outputs.FORMATS
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -9,6 +9,8 @@ from clipfit.config import shared
 from clipfit.config.options import Checked, argument, option
 from clipfit.config.parsing import parse_numbers
 
+FORMATS = ("open_clip",)  # a test holds these names against the table in formats/, which needs torch
+
 
 @dataclass(frozen=True)
 class ExportConfig(Checked):
@@ -16,7 +18,7 @@ class ExportConfig(Checked):
 
     run: Path | None = shared.run_or_newest()
     _: KW_ONLY
-    format: str = option("open_clip", "open_clip: a folder for open_clip's local-dir:.")
+    format: str = option("open_clip", "open_clip: a folder for open_clip's local-dir:.", choices=FORMATS)
     alpha: float | None = shared.alpha_of_run()
     output: Path | None = option(None, "Where it goes.", default_is="exports/<run>-<format>-<alpha>")
     overwrite: bool = option(False, "Replace what exists.")

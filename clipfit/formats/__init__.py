@@ -11,13 +11,6 @@ from clipfit.runs.run import Run
 FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(),)}
 
 
-def format_of(name: str) -> Format:
-    """Raises UsageError where there is none of that name."""
-    if name not in FORMATS:
-        raise UsageError(f"unknown export format {name!r}; there are {', '.join(FORMATS)}.")
-    return FORMATS[name]
-
-
 def require_held(chosen: Format, run: Run, additions: Additions) -> None:
     """Raises UsageError where the format cannot hold the run, naming the formats that can."""
     reason = chosen.holds(run, additions)

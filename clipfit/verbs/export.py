@@ -9,7 +9,7 @@ from typing import Any
 from clipfit.config import ExportConfig
 from clipfit.errors import UsageError
 from clipfit.events import Progress, Silent
-from clipfit.formats import format_of, require_held
+from clipfit.formats import FORMATS, require_held
 from clipfit.formats.base import in_effect, subject_of
 from clipfit.formats.proof import Proof, pictures_of
 from clipfit.runs import files
@@ -47,7 +47,7 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
             missing. OutputError: the place cannot be written. ClipfitError: what is read back is another model.
     """
     progress = progress or Silent()
-    chosen = format_of(config.format)
+    chosen = FORMATS[config.format]
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
     output = config.output or EXPORTS / f"{run.path.resolve().name}-{chosen.name}-{alpha:g}"
