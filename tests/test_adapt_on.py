@@ -233,5 +233,7 @@ def test_context_vectors_go_on(cli, flat, parent):
 
 def test_adapters_need_attention_in_a_run_too(cli, flat, models, tmp_path):
     run = adapt(AdaptConfig(flat, model=models["resnet"], output=tmp_path / "parent", recipe={"epochs": 1})).run
-    cli("adapt", flat, "--model", run, "--tuning", "lora", "--output", "on").fails(4, "--tuning lora needs two")
+    refused = cli("adapt", flat, "--model", run, "--tuning", "lora", "--output", "on")
+    refused.fails(4, "--tuning lora needs two")
+    assert "decoding" not in refused.stderr  # it was said at once
     cli("adapt", flat, "--model", run, "--method", "atha", "--output", "on").fails(4, "take a ViT")

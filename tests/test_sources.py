@@ -294,6 +294,20 @@ def test_recorded_weights_that_are_gone(folder):
         loading.reload(source)
 
 
+def test_recorded_weights_are_loaded_into_one_model(folder, monkeypatch):
+    """The recorded architecture is built and filled; no other one is beside it in memory."""
+    source, built = loading.load("model").source, []
+
+    def counted(**model_cfg):
+        built.append(model_cfg)
+        return model(**model_cfg)
+
+    model = open_clip.CLIP
+    monkeypatch.setattr(open_clip, "CLIP", counted)
+    assert loading.reload(source).source == source
+    assert len(built) == 1
+
+
 # ---- names
 
 

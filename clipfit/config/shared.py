@@ -41,7 +41,7 @@ def cache_bytes(of: str) -> Any:
 
 def model() -> Any:
     """What is adapted."""
-    return option("ViT-B-16", "clipfit-tiny, an open_clip name, or local-dir:FOLDER.")
+    return option("ViT-B-16", "clipfit-tiny, an open_clip name, a model's folder or, in adapt, a run.")
 
 
 def pretrained() -> Any:
