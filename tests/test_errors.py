@@ -22,6 +22,7 @@ from clipfit.cli import main
 from clipfit.methods import METHODS
 from clipfit.methods.finetune import METHOD as FINETUNE
 from clipfit.methods.finetune import Finetune
+from clipfit.model import loading
 from clipfit.model.clip import Clip
 from clipfit.runs import files
 
@@ -193,6 +194,16 @@ def test_a_full_disk_is_found_before_training(cli, shots, models, tmp_path, monk
         7, "runs needs ", " MB, but its disk has 1 MB left: make room"
     )
     assert nothing_written(tmp_path)
+
+
+def test_room_for_saved_states_is_looked_for_too(cli, shots, models, monkeypatch):
+    """Two of them, one in place of the other, each of weights and two moments."""
+    size = sum(t.numel() * t.element_size() for t in loading.load(models["vit"]).state().values())
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: usage(10**12, 10**12, 3 * size))
+    command = ("adapt", shots, "--model", models["vit"], "--method", "finetune", "--epochs", 1)
+    cli(*command, "--save-every", 1).fails(7, "make room")
+    assert cli(*command).code == 0
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["first run", "over an old run"])

@@ -154,7 +154,9 @@ def _ready(
     device = devices.resolve_device(config.device)
     clip = origin.load(method.name, adaptation.additions, adaptation.adapters is not None, device)
     clip.precision = devices.resolve_precision(config.precision, device)
-    place.require_room(target, 2 * clip.bytes)  # now, not after hours of training
+    # now, not after hours of training; a state is weights and two moments, and lies beside the one it replaces
+    states = 6 if config.save_every and adaptation.adapters is None else 0
+    place.require_room(target, (2 + states) * clip.bytes)
     progress.say(f"decoding {len(chosen.selection.shots)} shots of {len(chosen.selection.base)} classes")
     shots = Shots.of(chosen, config)
     adaptation.require_distinct(clip, shots.base)
