@@ -1,0 +1,1 @@
+"""The run folder, and files that are complete or absent."""
