@@ -51,22 +51,30 @@ def raising() -> Iterator[None]:
 def waiting() -> Iterator[None]:
     """Within: the signals wait until the block has ended, so that what it changes is changed whole or not at all.
 
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    They are delivered then even where the block raised. May be nested: the outermost block is waited for. Outside the
+    main thread, where Python delivers no signals, it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     arrived: list[int] = []
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    changed = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in changed:
-        signal.signal(number, lambda signum, _frame: arrived.append(signum))
+    ended = False
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    found = {number: handler for number, handler in handlers.items() if callable(handler)}
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if ended:  # a signal between the end and the last line that puts handlers back
+            found[number](number, frame)
+        else:
+            arrived.append(number)
+
     try:
+        for number in found:
+            signal.signal(number, wait)
         yield
     finally:
-        for number, handler in changed.items():
+        ended = True
+        for number, handler in found.items():
             signal.signal(number, handler)
-    if arrived:
-        handler = changed[arrived[0]]
-        assert callable(handler)
-        handler(arrived[0], None)
+        if arrived:
+            found[arrived[0]](arrived[0], None)

@@ -1,0 +1,56 @@
+"""Signals that wait: none is lost, and every handler is put back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from clipfit import interrupts
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in interrupts.SIGNALS]
+
+
+def test_a_signal_waits_for_the_end_of_the_outermost_block():
+    before, done = handlers(), []
+    with interrupts.raising():
+        with pytest.raises(interrupts.Stopped) as stopped, interrupts.waiting():  # noqa: PT012
+            with interrupts.waiting():
+                signal.raise_signal(signal.SIGTERM)
+                done.append("inner")
+            done.append("outer")
+        assert stopped.value.signum == signal.SIGTERM
+        assert all(handler not in before for handler in handlers())  # still those of `raising`
+    assert done == ["inner", "outer"]
+    assert handlers() == before
+
+
+def test_a_signal_is_not_lost_where_the_block_raises():
+    """Whoever catches the error would go on, although told to end."""
+    with interrupts.raising(), pytest.raises(interrupts.Stopped), interrupts.waiting():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("number", [interrupts.SIGNALS[0], interrupts.SIGNALS[-1]])
+@pytest.mark.parametrize("at", range(2 * len(interrupts.SIGNALS)))
+def test_a_signal_between_the_handlers_leaves_none_of_them_waiting(monkeypatch, at, number):
+    """`at`: after which of the calls that set a handler the signal arrives."""
+    with interrupts.raising():
+        calls, set_handler = [], signal.signal
+
+        def disturbed(which, handler):
+            set_handler(which, handler)
+            calls.append(which)
+            if len(calls) == at + 1:
+                signal.raise_signal(number)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "signal", disturbed)
+            with pytest.raises(interrupts.Stopped), interrupts.waiting():
+                pass
+        for which in interrupts.SIGNALS:
+            with pytest.raises(interrupts.Stopped):
+                signal.raise_signal(which)
