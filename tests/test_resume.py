@@ -219,3 +219,37 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(flat, models, tmp_p
     adapt(config(*given, seed=9, resume=True))
     assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 9
     assert hidden(tmp_path) == set()
+
+
+def test_an_empty_folder_of_state_is_no_leave_to_replace_a_run(flat, models, tmp_path):
+    """What a kill before the first state leaves."""
+    given = (flat, models["vit"], tmp_path / "run")
+    adapt(config(*given))
+    before = digests(tmp_path / "run")
+    (tmp_path / ".run.resume").mkdir()
+    with pytest.raises(UsageError, match=r"the run .*config.seed was 0 and is 3"):
+        adapt(config(*given, resume=True, seed=3))
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_run_of_an_earlier_format_is_not_replaced(flat, models, tmp_path):
+    given = (flat, models["vit"], tmp_path / "run")
+    adapt(config(*given))
+    (tmp_path / "run/files.json").unlink()
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps({**record, "format": 1}))
+    before = digests(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"the run .* was made with other settings"):
+        adapt(config(*given, resume=True, seed=3))
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_finished_run_leaves_the_state_of_the_one_that_was_to_replace_it(flat, models, tmp_path):
+    given = (flat, models["vit"], tmp_path / "run")
+    adapt(config(*given))
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config(*given, seed=9, overwrite=True, save_every=1), Steps(stop_after=3))
+    adapt(config(*given, resume=True))  # finished: nothing to do
+    going_on = Steps()
+    adapt(config(*given, seed=9, resume=True), going_on)
+    assert going_on.taken == [4, 5, 6]

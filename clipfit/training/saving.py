@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +70,12 @@ class Saving:
     def due(self, step: int, steps: int) -> bool:
         """Whether to save after step `step` (from 1); the last one always, so that a kill in writing costs nothing."""
         return step == steps or (self.every is not None and step % self.every == 0)
+
+    def clear(self) -> None:
+        """Remove the state, for its run is complete; one of another training is left alone."""
+        with contextlib.suppress(ModelError):
+            if not differences(files.read_metadata(self.path).get("identity", {}), self.identity):
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def restore(self, trained: Trained) -> list[StepReport]:
         """Go back to the saved state, if there is one; the reports of the steps that need not be done again.

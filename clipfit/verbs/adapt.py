@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files, manifest, place, start
-from clipfit.runs.record import METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
+from clipfit.runs.record import CONFIG, METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
 from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
 from clipfit.version import __version__
@@ -100,11 +99,12 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     with place.locked(target):
         job = _ready(config, origin, chosen, target, inputs, progress)
         before = accuracy_on_shots(job.clip, job.shots, job.record)
-        if config.resume and (reports := _finished(job)):
+        saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
+        if config.resume and (reports := _finished(job, saving)):
             progress.say(f"{target} is finished already: nothing is left to do")
             job.clip.load_state(open_run(target).state(config.alpha))
         else:
-            reports = _carry_out(config, job, progress, started)
+            reports = _carry_out(config, job, saving, progress, started)
         after = accuracy_on_shots(job.clip, job.shots, job.record)
     return AdaptResult(
         run=target,
@@ -196,32 +196,32 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
     )
 
 
-def _finished(job: Job) -> list[StepReport]:
+def _finished(job: Job, saving: Saving) -> list[StepReport]:
     """The steps of this very run where it is complete, and none where it has still to be made.
 
     Raises:
         UsageError: another run is there, and no saved state of one that was to replace it.
+        ModelError: a damaged run is there, and no such state.
     """
-    state = place.resume_folder(job.target)
-    if not (job.target / manifest.NAME).exists():
+    nothing_there = not (job.target / CONFIG).exists()
+    if nothing_there or (saving.found and not manifest.is_sealed(job.target)):
         return []
     run = open_run(job.target)
     found = {"config": run.record.to_json(), "shots": list(run.shots), "classes": list(run.base)}
     if differences(found, job.identity):
-        if not state.exists():
+        if not saving.found:
             require_same(found, job.identity, f"the run {job.target}")
         return []
-    shutil.rmtree(state, ignore_errors=True)
+    saving.clear()
     return [StepReport(**line) for line in files.read_lines(run.path / METRICS)]
 
 
-def _carry_out(config: AdaptConfig, job: Job, progress: Progress, started: float) -> list[StepReport]:
+def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress, started: float) -> list[StepReport]:
     """Train, and write the run; the model is the ensemble afterwards."""
     clip, shots, adaptation = job.clip, job.shots, job.adaptation
     pretrained = clip.snapshot("cpu")
     progress.say(f"{adaptation.method.name}, {adaptation.tuning} tuning, on {clip.device} in {clip.precision}")
     began = time.monotonic()
-    saving = Saving(place.resume_folder(job.target), config.save_every, job.identity, config.resume)
     if config.resume:
         progress.say(f"going on from {saving.folder}" if saving.found else "there is no saved state: from the start")
     kept = saving if config.save_every or saving.found else None
