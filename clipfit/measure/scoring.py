@@ -15,28 +15,28 @@ from clipfit.prompts import prompts
 
 @torch.no_grad()
 def image_embeddings(
-    backbone: Clip,
+    clip: Clip,
     images: Images,
     chosen: Sequence[int],
     batch_size: int,
     class_tokens: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Embeddings of n chosen images, which have the backbone's geometry: (n, D), unit norm, on the CPU.
+    """Embeddings of n chosen images, in the CLIP's geometry: (n, D), unit norm, on the CPU.
 
     Args:
-        class_tokens: of the texts they will be compared with (see `texts`), where the backbone edits tokens.
+        class_tokens: of the texts they will be compared with (see `texts`), where the CLIP edits tokens.
     """
     parts = []
     for start in range(0, len(chosen), batch_size):
         batch = torch.stack([images[i] for i in chosen[start : start + batch_size]])
-        parts.append(backbone.encode_image(backbone.normalize(batch), class_tokens).cpu())
-    return torch.cat(parts) if parts else torch.empty(0, backbone.embed_dim)
+        parts.append(clip.encode_image(clip.normalize(batch), class_tokens).cpu())
+    return torch.cat(parts) if parts else torch.empty(0, clip.embed_dim)
 
 
 @torch.no_grad()
-def texts(backbone: Clip, names: Sequence[str], template: str) -> Texts:
+def texts(clip: Clip, names: Sequence[str], template: str) -> Texts:
     """Class names in a template: unit-norm embeddings (C, D) on the CPU, and what images need of them."""
-    read = backbone.read(backbone.tokenize(prompts(names, template)))
+    read = clip.read(clip.tokenize(prompts(names, template)))
     return Texts(read.embeddings.cpu(), read.class_tokens)
 
 
@@ -46,7 +46,7 @@ def best_names(images: torch.Tensor, texts: torch.Tensor, names: Sequence[str]) 
 
 
 def predict(
-    backbone: Clip,
+    clip: Clip,
     images: ImageStore,
     chosen: Sequence[int],
     candidates: Sequence[str],
@@ -54,25 +54,25 @@ def predict(
     alpha: float,
     batch_size: int,
 ) -> Predictions:
-    """Chosen images, which have the backbone's geometry, against the candidates; `alpha` is what the table will say.
+    """Chosen images, in the CLIP's geometry, against the candidates; `alpha` is what the table will say.
 
     Beside the images of one batch, memory holds the logits alone.
     """
-    t, z = texts(backbone, candidates, template)  # (C, D)
+    t, z = texts(clip, candidates, template)  # (C, D)
     logits = torch.empty(len(chosen), len(candidates))
     for start in range(0, len(chosen), batch_size):
         batch = chosen[start : start + batch_size]
-        u = image_embeddings(backbone, images, batch, batch_size, z)  # (B, D)
-        logits[start : start + len(batch)] = backbone.scale.cpu() * u @ t.T
+        u = image_embeddings(clip, images, batch, batch_size, z)  # (B, D)
+        logits[start : start + len(batch)] = clip.scale.cpu() * u @ t.T
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),
-        logits, alpha, template, backbone.precision,
+        logits, alpha, template, clip.precision,
     )  # fmt: skip
 
 
 def tables(
-    backbone: Clip,
+    clip: Clip,
     images: ImageStore,
     base: Sequence[str],
     new: Sequence[str],
@@ -86,10 +86,10 @@ def tables(
     among those alone, and likewise of new ones, are passes and tables of their own.
     """
     labels = [sample.label for sample in images.samples]
-    found = {"union": predict(backbone, images, range(len(labels)), [*base, *new], template, alpha, batch_size)}
-    if backbone.edits:
+    found = {"union": predict(clip, images, range(len(labels)), [*base, *new], template, alpha, batch_size)}
+    if clip.edits:
         for part, names in (("new", new), ("base", base)):
             own = [i for i, label in enumerate(labels) if label in names]
             if own:
-                found[part] = predict(backbone, images, own, names, template, alpha, batch_size)
+                found[part] = predict(clip, images, own, names, template, alpha, batch_size)
     return found

@@ -1,7 +1,7 @@
 """ATHA: fine-tuning while head and tail patch tokens are edited in the forward pass.
 
 "Improving CLIP Adaptation by Breaking Tail Alignment for Source-Free Cross-Domain Few-Shot Learning", arXiv 2605.29776.
-The edits themselves are in token_edits.py.
+The edits themselves are in model/edits.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ATHA's token editing: head patches are moved towards their class text, tail patches away from it.
 
 "Improving CLIP Adaptation by Breaking Tail Alignment for Source-Free Cross-Domain Few-Shot Learning" (ATHA, arXiv
-2605.29776). Pure tensor functions and the settings they need; backbone.py hooks them into the vision transformer.
+2605.29776). Pure tensor functions and the settings they need; `editing` hooks them into the vision transformer.
 
 Letters: B images, L patch tokens, C classes, D width of the joint embedding, V width of the vision transformer.
 """

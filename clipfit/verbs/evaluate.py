@@ -64,22 +64,20 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     progress = progress or Silent()
     run = open_run(config.run)
     test = held_out.assemble(run, config)
-    backbone = _zero_shot(run, config, progress)
+    clip = _zero_shot(run, config, progress)
     progress.say(f"decoding {len(test.samples)} images")
-    images = ImageStore(
-        test.samples, config.cache_bytes, backbone.geometry, config.skip_bad_images, run.record.grey_bits
-    )
+    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits)
     if not len(images):
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
 
-    tables = _score(backbone, run, images, test.new, config, progress)
+    tables = _score(clip, run, images, test.new, config, progress)
     rows = tuple(figures(stored, tables[0.0], run.base, test.new) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
         data=str(config.data or run.record.shots),
         method=run.method,
         held_out=test.held_out,
-        features=backbone.precision,
+        features=clip.precision,
         base_classes=run.base,
         new_classes=test.new,
         rows=rows,
@@ -92,22 +90,22 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
 def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:
     device = devices.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
-    backbone = run.pretrained(device)
-    backbone.precision = run.record.precision if device.type == run.record.device else "fp32"
-    return backbone
+    clip = run.pretrained(device)
+    clip.precision = run.record.precision if device.type == run.record.device else "fp32"
+    return clip
 
 
 def _score(
-    backbone: Clip, run: Run, images: ImageStore, new: Sequence[str], config: EvaluateConfig, progress: Progress
+    clip: Clip, run: Run, images: ImageStore, new: Sequence[str], config: EvaluateConfig, progress: Progress
 ) -> dict[float, Tables]:
-    """The tables of every α, zero-shot's first; leaves the backbone at the last."""
-    pretrained = backbone.snapshot()
-    finetuned = {name: tensor.to(backbone.device) for name, tensor in run.finetuned().items()}
+    """The tables of every α, zero-shot's first; leaves the CLIP at the last."""
+    pretrained = clip.snapshot()
+    finetuned = {name: tensor.to(clip.device) for name, tensor in run.finetuned().items()}
     tables = {}
     for alpha in sorted({0.0, *(config.alphas if config.alphas is not None else (run.alpha,))}):
         progress.say(f"evaluating at α = {alpha:g}")
-        backbone.load_state(interpolate(pretrained, finetuned, alpha))
-        tables[alpha] = scoring.tables(backbone, images, run.base, new, run.template, alpha, config.batch_size)
+        clip.load_state(interpolate(pretrained, finetuned, alpha))
+        tables[alpha] = scoring.tables(clip, images, run.base, new, run.template, alpha, config.batch_size)
     return tables
 
 
