@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+from clipfit.config.lora import LoraSettings
 from clipfit.model import loading
+from clipfit.model.lora import Adapters
+from clipfit.streams import Rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -37,3 +40,10 @@ def test_gpu_and_cpu_give_the_same_features(models: dict[str, str]) -> None:
         with torch.no_grad():
             features.append(backbone.encode_image(backbone.normalize(noise)).cpu())
     torch.testing.assert_close(features[0], features[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_dropout_mask_of_a_text_that_is_cut_shorter_has_the_same_numbers():
+    adapters = Adapters(LoraSettings(), 0, torch.device("cuda"))
+    with adapters.drawing(Rows(0, (3, 5))):
+        whole, cut = (adapters.mask("text", 1, length, 512) for length in (77, 9))
+    assert torch.equal(whole[:, :, :9], cut)

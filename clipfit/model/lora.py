@@ -52,10 +52,12 @@ class Adapters:
         if self._rows is None:
             raise ValueError("adapters with dropout need to know which images or classes they are trained on")
         step, numbers = self._rows
-        # position by position: a text that is cut shorter draws the same numbers
+        # position by position: a text that is cut shorter draws the same numbers; on a GPU these depend on how many are
+        # drawn in all, hence always so many that every text fits
+        drawn_length = length if self._device.type == "cpu" else math.ceil(length / 128) * 128
         streams_of_rows = (self._stream(f"{tower} dropout", step, block, number) for number in numbers)
-        drawn = torch.stack([torch.rand(length, 3, width, generator=g, device=g.device) for g in streams_of_rows])
-        return drawn.permute(2, 0, 1, 3) >= self.settings.dropout
+        drawn = [torch.rand(drawn_length, 3, width, generator=g, device=g.device)[:length] for g in streams_of_rows]
+        return torch.stack(drawn).permute(2, 0, 1, 3) >= self.settings.dropout
 
     def started(self, tower: str, block: int, shape: tuple[int, ...]) -> torch.Tensor:
         """A at the start: uniform within 1/√width, as torch's own linear layers start, and A in both papers' code."""
@@ -118,11 +120,13 @@ def adapted(clip: Clip, settings: LoraSettings, seed: int) -> Iterator[None]:
     """Within: a CLIP of which only adapters can be trained. Afterwards: a plain CLIP with the adapters merged."""
     trainable = [parameter for parameter in clip.model.parameters() if parameter.requires_grad]
     clip.adapters = attach(clip.model, Adapters(settings, seed, clip.device))
-    yield
-    merge(clip.model)
-    clip.adapters = None
-    for parameter in trainable:
-        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        merge(clip.model)
+        clip.adapters = None
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def require_attention(model: Any) -> None:
