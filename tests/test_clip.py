@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -120,14 +121,13 @@ def test_the_activation_of_a_model_folder_survives_rebuilding(models):
 
 
 @pytest.fixture
-def little_architecture(tmp_path, monkeypatch) -> str:
-    """A name of open_clip's whose configuration says GELU, as ViT-B-32's does."""
-    folder = tmp_path / "configs"
-    folder.mkdir()
-    (folder / "Little.json").write_text(json.dumps({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}))
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-    open_clip.add_model_config(folder)
+def little_architecture(monkeypatch) -> str:
+    """A name of open_clip's whose configuration says GELU, as ViT-B-32's does; its tag `fast` is of QuickGELU."""
+    config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    tags = {name: {"url": "", "hf_hub": "nobody/nothing", "quick_gelu": name == "fast"} for name in ("fast", "slow")}
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["Little"])
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags.get(tag, {}))
     return "Little"
 
 
@@ -136,12 +136,8 @@ def test_the_activation_follows_the_weights_and_not_the_architectures_name(
 ):
     """open_clip #771: a tag's weights were trained with QuickGELU, the architecture's configuration says GELU."""
     weights = Path(models["quick"].removeprefix("local-dir:")) / "open_clip_model.safetensors"
-    tag = {"url": "", "hf_hub": "nobody/nothing", "quick_gelu": True}
-    from open_clip import pretrained
-
-    monkeypatch.setitem(pretrained._PRETRAINED, "Little", {"fast": tag, "slow": {**tag, "quick_gelu": False}})
     monkeypatch.setattr(open_clip, "download_pretrained", lambda *args, **kwargs: str(weights))
-    fast, slow = loading.load("Little", "fast"), loading.load("Little", "slow")
+    fast, slow = loading.load(little_architecture, "fast"), loading.load("Little", "slow")
     assert activations(fast.model) == {"QuickGELU"}
     assert fast.source.model_cfg["quick_gelu"] is True
     assert activations(loading.rebuild(fast.source, fast.state()).model) == {"QuickGELU"}
@@ -151,8 +147,8 @@ def test_the_activation_follows_the_weights_and_not_the_architectures_name(
     shutil.copytree(weights.parent, beside)
     alone.mkdir()
     shutil.copy(weights, alone)
-    assert activations(loading.load("Little", str(beside / weights.name)).model) == {"QuickGELU"}
-    assert activations(loading.load("Little", str(alone / weights.name)).model) == {"GELU"}
+    assert activations(loading.load(little_architecture, str(beside / weights.name)).model) == {"QuickGELU"}
+    assert activations(loading.load(little_architecture, str(alone / weights.name)).model) == {"GELU"}
 
 
 def test_an_unknown_model_gets_the_nearest_names():
