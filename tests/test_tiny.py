@@ -60,7 +60,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Adapted]:
         result = adapt(AdaptConfig(EXAMPLE, method, "clipfit-tiny", recipe=recipe, output=run))
         rows = evaluate(EvaluateConfig(run, alphas=(0.0, 0.5, 1.0))).rows
         figures = {row.alpha: (row.base.value, row.new.value) for row in rows if row.base and row.new}
-        out[name] = Adapted((result.zero_shot_accuracy, result.adapted_accuracy), figures)
+        out[name] = Adapted((result.on_shots.zero_shot_accuracy, result.on_shots.adapted_accuracy), figures)
     return out
 
 
