@@ -34,8 +34,8 @@ test-all: ## every test, the slow ones with what they counted
 	$(PYTHON) -m pytest
 	$(PYTHON) -m pytest -m slow -rP
 
-coverage: ## `test` and `test-few`, and the lines that they leave out
-	$(PYTHON) -m pytest --cov=clipfit --cov-report=
+coverage: ## `test` (a process a core, a file a time) and `test-few`, and the lines that they leave out
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --cov=clipfit --cov-report=
 	$(PYTHON) -m pytest -m slow -k '$(A_FEW)' --cov=clipfit --cov-append --cov-report=term
 
 help-docs: ## docs/options.md and docs/help.md, from the declared options

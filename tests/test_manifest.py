@@ -86,7 +86,8 @@ def test_names_that_are_no_utf_8(tmp_path):
 
 @pytest.fixture
 def run(split_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(split_run, tmp_path / "run"))
+    """The run as `adapt` left it: other tests evaluate the one that it is copied from."""
+    return Path(shutil.copytree(split_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations")))
 
 
 def seen(run: Run) -> tuple[object, ...]:
