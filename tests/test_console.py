@@ -10,6 +10,7 @@ import pytest
 import rich.console
 
 from clipfit.config import EpisodesConfig
+from clipfit.config.outputs import FormatOptions
 from clipfit.events import StepReport
 from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
 from clipfit.measure.metrics import Estimate
@@ -45,10 +46,11 @@ def compared(name: str) -> EpisodeReport:
 
 
 def exported(name: str) -> ExportResult:
-    row = Agreement(4, 1e-6, 4)
+    row = Agreement(4, 1e-6, 4, 0.75)
     return ExportResult(
-        Path(name), name, Path(name), 0.5, Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),))
-    )
+        Path(name), name, FormatOptions(), Path(name), 0.5,
+        Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),), {name: row}),
+    )  # fmt: skip
 
 
 SHOWN = {

@@ -20,11 +20,11 @@ from clipfit import AdaptConfig, ExportConfig, adapt, export
 from clipfit.config import outputs
 from clipfit.config.edits import EditSettings
 from clipfit.errors import ClipfitError
-from clipfit.formats import FORMATS, consumer
+from clipfit.formats import FORMATS, consumer, subject
 from clipfit.formats import open_clip as open_clip_format
-from clipfit.formats.base import in_effect
 from clipfit.formats.proof import pictures_of
 from clipfit.formats.stored import Stored
+from clipfit.formats.subject import in_effect
 from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.named import Additions
@@ -43,7 +43,7 @@ def logits(folder: Path, images: list[Path], names: list[str]) -> torch.Tensor:
 
 
 def test_the_command_line_knows_every_format():
-    assert tuple(FORMATS) == outputs.FORMATS
+    assert list(FORMATS) == list(outputs.FORMATS)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -52,7 +52,7 @@ def test_every_format_holds_a_run_of_every_method_or_says_why(cli, models, split
     made = cli("adapt", split, "--method", method, "--model", models["vit"], "--output", "run")
     assert made.code == 0, made.stderr
     run = open_run(tmp_path / "run")
-    refusal = FORMATS[format].holds(run, in_effect(run, run.alpha))
+    refusal = FORMATS[format].holds(run, in_effect(run, run.alpha), outputs.FORMATS[format].default)
     if METHODS[method].edits(METHODS[method].configure({})) is None:
         assert refusal is None
     for alpha in (run.alpha, 0) if refusal is None else (0,):
@@ -207,8 +207,8 @@ def test_what_no_logit_shows_is_compared_too(cli, split_run, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(open_clip_format.files, "write_tensors", damaged)
         cli("export", split_run).fails(1, "other tensors than were written")
-    describe = open_clip_format.describe
-    monkeypatch.setattr(open_clip_format, "describe", lambda *told: {**describe(*told), "alpha": 0.9})
+    describe = subject.describe
+    monkeypatch.setattr(subject, "describe", lambda *told: {**describe(*told), "alpha": 0.9})
     cli("export", split_run).fails(1, "records α = 0.9, but 0.5 was asked for")
     assert nothing_is_left(tmp_path)
 
@@ -372,9 +372,10 @@ def test_the_format_that_can_is_named(cli, split, models, monkeypatch):
     class Everything:
         name = "everything"
 
-        def holds(self, run, additions):
+        def holds(self, run, additions, options):
             return None
 
     assert cli("adapt", split, "--method", "atha", "--model", models["vit"], "--output", "run").code == 0
     monkeypatch.setitem(FORMATS, "everything", Everything())
+    monkeypatch.setitem(outputs.FORMATS, "everything", outputs.Takes("anything"))
     cli("export", "run").fails(2, "cannot hold edits of patch tokens", "--format everything can hold it")

@@ -1,7 +1,15 @@
-"""The table of formats: one is a file and a row. What can hold a run is decided before anything is computed."""
+"""The table of formats: one is a file and a row. What can hold a run is decided before anything is computed.
+
+A row has its name, and what it takes of `export`'s options, in `config.outputs.FORMATS`, which needs no torch.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+
+from clipfit.config import outputs
+from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.formats.base import Format
 from clipfit.formats.open_clip import OpenClipFolder
@@ -11,13 +19,31 @@ from clipfit.runs.run import Run
 FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(),)}
 
 
-def require_held(chosen: Format, run: Run, additions: Additions) -> None:
-    """Raises UsageError where the format cannot hold the run, naming the formats that can."""
-    reason = chosen.holds(run, additions)
+def require_installed(chosen: Format) -> None:
+    """Raises UsageError where a library is missing that the format, or the proof of it, needs."""
+    missing = [library for library in chosen.libraries if importlib.util.find_spec(library) is None]
+    if missing:
+        raise UsageError(
+            f"the format {chosen.name} needs {', '.join(missing)}, which cannot be imported here: "
+            f"pip install 'clipfit[{chosen.name}]'."
+        )
+
+
+def require_held(chosen: Format, run: Run, additions: Additions, options: FormatOptions) -> None:
+    """Raises UsageError where the format cannot hold the run as asked, naming the formats and parts that can."""
+    reason = chosen.holds(run, additions, options)
     if reason is None:
         return
-    others = [name for name, other in FORMATS.items() if other.holds(run, additions) is None]
-    instead = f"--format {' or '.join(others)} can hold it" if others else "use the run itself, or --alpha 0"
+    others = [told for told, other, asked in _choices() if other.holds(run, additions, asked) is None]
+    instead = f"{' or '.join(others)} can hold it" if others else "use the run itself, or --alpha 0"
+    part = f" with --part {options.part}" if options.part else ""
     raise UsageError(
-        f"the format {chosen.name} cannot hold {reason}, and without it this would be another model: {instead}."
+        f"the format {chosen.name}{part} cannot hold {reason}, and without it this would be another model: {instead}."
     )
+
+
+def _choices() -> Iterator[tuple[str, Format, FormatOptions]]:
+    """Every format with each of its parts, and how one asks for it."""
+    for name, format in FORMATS.items():
+        for part in outputs.FORMATS[name].part or (None,):
+            yield f"--format {name}" + (f" --part {part}" if part else ""), format, FormatOptions(part)

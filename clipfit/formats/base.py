@@ -1,30 +1,15 @@
-"""What a format of `export` is, and what it is given: a run at a ratio α as a model."""
+"""What a format of `export` is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from clipfit.config.edits import EditSettings
+from clipfit.config.outputs import FormatOptions
 from clipfit.formats.proof import Pictures, Proof
-from clipfit.model import loading
-from clipfit.model.clip import Clip
-from clipfit.model.named import ADDED, Additions
-from clipfit.model.sources import Source, tokenizer_of
+from clipfit.formats.subject import Subject
+from clipfit.model.named import Additions
 from clipfit.runs.run import Run
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is exported. `model`: θ at α, with the additions that are in effect there and no others."""
-
-    run: Run
-    alpha: float
-    model: Clip
 
 
 class Format(Protocol):
@@ -32,13 +17,23 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """As `--format` takes it."""
+        """As `--format` takes it, with a row in config.outputs.FORMATS."""
 
-    def holds(self, run: Run, additions: Additions) -> str | None:
-        """None, or what of the run the format cannot hold, as in "cannot hold edits of patch tokens"."""
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """What has to be importable beyond clipfit's own dependencies: the extra of the format's name installs it."""
+
+    def holds(self, run: Run, additions: Additions, options: FormatOptions) -> str | None:
+        """None, or what of the run the format cannot hold as asked, as in "cannot hold edits of patch tokens".
+
+        It is asked before anything is computed, and of other formats than the chosen one too, with each of their parts.
+        """
 
     def write(self, subject: Subject, folder: Path) -> None:
-        """Write everything a consumer needs into an empty folder. Raises OutputError."""
+        """Write everything a consumer needs into an empty folder, ABOUT among it (`write_about`). Raises OutputError.
+
+        proof.json and README.md are written by `export`, for every format alike.
+        """
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
         """Read it back as a consumer does, in a process that knows nothing of clipfit, and compare.
@@ -46,51 +41,3 @@ class Format(Protocol):
         Raises:
             ClipfitError: what is read back is another model, or cannot be read.
         """
-
-
-def in_effect(run: Run, alpha: float) -> Additions:
-    """What the run's model at α has beyond open_clip's CLIP, where it makes a difference.
-
-    Edits of strength 0 change nothing, and neither do context vectors that equal the embeddings of their words. Both
-    start so, and α interpolates between that and the fine-tuned values: what differs at 1 differs at every α but 0.
-    Of a run that was adapted on from another one, both may have been in effect at α = 0 already.
-    No model is built where the run has a file of the tensors.
-
-    Raises:
-        ModelError: they are missing or damaged.
-    """
-    additions = run.additions
-    parent = run.record.parent
-    if additions == Additions() or (alpha == 0 and not parent):
-        return Additions()
-    state = run.state(alpha) if parent else run.finetuned()
-    return Additions(
-        additions.edits if additions.edits and _edits_act(state, additions.edits) else None,
-        additions.context if additions.context and _context_acts(state, additions.context, run.source) else None,
-    )
-
-
-def subject_of(run: Run, alpha: float, additions: Additions) -> Subject:
-    """The run at α, with the additions that are in effect there (see `in_effect`).
-
-    Raises:
-        ModelError: the pre-trained weights are needed and are missing or not the recorded ones.
-    """
-    kept = {*(_EDITS if additions.edits else ()), *((_CONTEXT,) if additions.context else ())}
-    state = {name: t for name, t in run.state(alpha).items() if not name.startswith(ADDED) or name in kept}
-    return Subject(run, alpha, loading.rebuild(run.source, state, additions))
-
-
-_EDITS = (f"{ADDED}head", f"{ADDED}tail")
-_CONTEXT = f"{ADDED}context"
-
-
-def _edits_act(state: Mapping[str, torch.Tensor], settings: EditSettings) -> bool:
-    ratios = (settings.head_ratio, settings.tail_ratio)
-    return any(ratio > 0 and bool(state[name].any()) for name, ratio in zip(_EDITS, ratios, strict=True))
-
-
-def _context_acts(state: Mapping[str, torch.Tensor], words: str, source: Source) -> bool:
-    context = state[_CONTEXT]
-    tokens = tokenizer_of(source)([words])[0, 1 : 1 + len(context)]  # behind the start of the text
-    return not torch.equal(context, state["token_embedding.weight"][tokens])

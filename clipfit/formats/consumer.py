@@ -17,6 +17,7 @@ from clipfit.errors import ClipfitError, OutputError
 from clipfit.runs import files
 
 SCRIPTS = Path(__file__).parent
+FURTHER = "further: "  # before the names of such logits in the answer
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,19 @@ class Request:
     """What a consumer is asked: logits of pixels among texts, and of files as it decodes them itself.
 
     pixels: (n, 3, H, W) float32, normalised. probe: (h, w, 3) uint8, an RGB picture that it is to preprocess.
-    files: n image files in the order of the pixels, or none.
+    texts: C prompts; tokens: their ids (C, context length) int64. files: n image files in the order of the pixels, or
+    none. For a consumer that has one tower alone, what the other one gives: image_embeddings (n, D) and
+    text_embeddings (C, D), of unit norm, and scale, τ⁻¹.
     """
 
     pixels: torch.Tensor
     probe: torch.Tensor
     texts: Sequence[str]
+    tokens: torch.Tensor
     files: Sequence[Path]
+    image_embeddings: torch.Tensor
+    text_embeddings: torch.Tensor
+    scale: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,17 @@ class Answer:
     """What it answers: logits (n, C), the probe as it preprocesses it (3, H, W), and the same of its own decoding.
 
     file_pixels (n, 3, H, W) and file_logits are not finite where a file could not be opened; `errors` says why, by
-    index.
+    index. Probe and files are None where what was exported takes no pictures. further: logits (n, C) of the same
+    pixels or files by another way that a consumer may take, by what that is.
     """
 
     consumer: str  # its library and version
     logits: torch.Tensor
-    probe: torch.Tensor
-    file_pixels: torch.Tensor
-    file_logits: torch.Tensor
+    probe: torch.Tensor | None
+    file_pixels: torch.Tensor | None
+    file_logits: torch.Tensor | None
     errors: Mapping[int, str]
+    further: Mapping[str, torch.Tensor]
 
 
 def consume(script: str, folder: Path, request: Request) -> Answer:
@@ -64,7 +73,8 @@ def consume(script: str, folder: Path, request: Request) -> Answer:
 
 
 def _exchanged(script: Path, folder: Path, request: Request, exchange: Path) -> Answer:
-    files.write_tensors(exchange / "request.safetensors", {"pixels": request.pixels, "probe": request.probe}, {})
+    tensors = {name: t for name, t in vars(request).items() if isinstance(t, torch.Tensor)}
+    files.write_tensors(exchange / "request.safetensors", tensors, {})
     asked = {
         "texts": list(request.texts), "files": [str(file.absolute()) for file in request.files],
         "threads": torch.get_num_threads(),
@@ -72,10 +82,11 @@ def _exchanged(script: Path, folder: Path, request: Request, exchange: Path) -> 
     # in ASCII: what a file is called need not be UTF-8
     (exchange / "request.json").write_text(json.dumps(asked), "ascii")
     start(script, [str(folder.absolute()), str(exchange)], exchange)
-    tensors, record = files.read_tensors(exchange / "answer.safetensors")[0], files.read_json(exchange / "answer.json")
+    found, record = files.read_tensors(exchange / "answer.safetensors")[0], files.read_json(exchange / "answer.json")
     errors = {int(index): text for index, text in record["errors"].items()}
-    return Answer(record["consumer"], tensors["logits"], tensors["probe"], tensors["file_pixels"],
-                  tensors["file_logits"], errors)  # fmt: skip
+    further = {name.removeprefix(FURTHER): t for name, t in found.items() if name.startswith(FURTHER)}
+    return Answer(record["consumer"], found["logits"], found.get("probe"), found.get("file_pixels"),
+                  found.get("file_logits"), errors, further)  # fmt: skip
 
 
 def start(script: Path, arguments: Sequence[str], exchange: Path) -> None:

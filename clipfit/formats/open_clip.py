@@ -7,25 +7,26 @@ from pathlib import Path
 
 import torch
 
+from clipfit.config.outputs import FormatOptions
 from clipfit.errors import ClipfitError
 from clipfit.formats import consumer, proof
-from clipfit.formats.base import Subject
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.subject import ABOUT, Subject, about, write_about
 from clipfit.model.named import Additions
 from clipfit.runs import files
-from clipfit.runs.record import describe
 from clipfit.runs.run import Run
 
 SCRIPT = "_consume_open_clip.py"
-WEIGHTS, CONFIG, ABOUT = "open_clip_model.safetensors", "open_clip_config.json", "clipfit.json"
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
 class OpenClipFolder:
     """Weights, architecture and preprocessing under open_clip's names, and beside them what clipfit knows of them."""
 
     name = "open_clip"
+    libraries = ()
 
-    def holds(self, run: Run, additions: Additions) -> str | None:
+    def holds(self, run: Run, additions: Additions, options: FormatOptions) -> str | None:
         """Any plain CLIP."""
         if additions.edits:
             return "edits of patch tokens"
@@ -35,10 +36,9 @@ class OpenClipFolder:
         """Raises OutputError where the place cannot be written or has no room."""
         model, source = subject.model, subject.model.source
         files.require_room(folder, model.bytes)
-        about = describe(subject.run.record, subject.run.base, model.scale.item(), subject.alpha)
-        files.write_tensors(folder / WEIGHTS, model.state(), about)
+        files.write_tensors(folder / WEIGHTS, model.state(), about(subject))
         files.write_json(folder / CONFIG, {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg})
-        files.write_json(folder / ABOUT, {**about, "adapt": source.adapt_defaults})
+        write_about(subject, folder)
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
         """open_clip's logits, of the pixels that clipfit saw, and of the shots as open_clip itself decodes them.
@@ -47,7 +47,7 @@ class OpenClipFolder:
             ClipfitError: the files hold other tensors or another α than they should, or open_clip's logits differ.
         """
         _require_written(subject, folder)
-        return proof.prove(subject.model, subject.run, pictures, functools.partial(consumer.consume, SCRIPT, folder))
+        return proof.prove(subject, pictures, functools.partial(consumer.consume, SCRIPT, folder))
 
 
 def _require_written(subject: Subject, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from clipfit.data.images import content_hash, decode
 from clipfit.errors import ClipfitError, DataError
 from clipfit.formats.consumer import Answer, Request
 from clipfit.formats.stored import stored
+from clipfit.formats.subject import Subject
 from clipfit.measure import scoring
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs.run import Run
 
 MOST = 64  # pictures
-BOUND = 1e-3  # of a logit, whose scale is 100: what another order of float32 sums may cost
+# of a cosine, of which a logit is τ⁻¹ times as much: what another order of float32 sums may cost, and rounded weights
+BOUNDS = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 2e-2}
 SEEN_ALIKE = 1e-3  # of a normalised pixel; one step of 255 is 0.01 or more
 
 
@@ -28,21 +30,26 @@ SEEN_ALIKE = 1e-3  # of a normalised pixel; one step of 255 is 0.01 or more
 class Pictures:
     """What an export is proved on: uint8 images (n, 3, H, W) as the model's geometry leaves them.
 
-    Shots have their files, and their names in shots.jsonl; random pictures have neither.
+    Shots have their files, their names in shots.jsonl, and their classes; random pictures have none of these.
     """
 
     images: torch.Tensor
     files: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A consumer's logits beside the run's: the largest absolute difference, and how many best labels are the same."""
+    """A consumer's logits beside the run's: the largest absolute difference, and how many best labels are the same.
+
+    accuracy: of the consumer's best labels, where the pictures are shots.
+    """
 
     images: int
     largest_difference: float
     same_labels: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,17 @@ class SeenOtherwise:
 
 @dataclass(frozen=True)
 class Proof:
-    """What is read back is the run's model: on identical pixels, and on the files as the consumer decodes them."""
+    """What is read back is the run's model: on identical pixels, and on the files as the consumer decodes them.
+
+    further: other ways that a consumer may take, and how far they are from the run's model.
+    """
 
     consumer: str
     pictures: str  # "shots", or "random" where none is any more where it was
     identical_pixels: Agreement
-    files: Agreement | None  # None: there are none
-    seen_otherwise: tuple[SeenOtherwise, ...]
+    files: Agreement | None  # None: there are none, or what was exported takes no pictures
+    seen_otherwise: tuple[SeenOtherwise, ...] = ()
+    further: Mapping[str, Agreement] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """What `export --json` and proof.json say."""
@@ -72,9 +83,10 @@ class Proof:
 def pictures_of(run: Run, model: Clip) -> Pictures:
     """Up to 64 shots, spread over the classes, as far as they are where they were; else random pictures."""
     shots = []
-    for name, path in _shots_still_there(run):
+    for shot, path in _shots_still_there(run):
         try:
-            shots.append((name, path, model.geometry(decode(path, run.record.grey_bits))))
+            picture = model.geometry(decode(path, run.record.grey_bits))
+            shots.append((picture, path, shot["path"], shot["class"]))
         except DataError:  # gone since a moment ago
             continue
         if len(shots) == MOST:
@@ -83,12 +95,12 @@ def pictures_of(run: Run, model: Clip) -> Pictures:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(256, (8, 3, *model.image_size), generator=generator)
         return Pictures(noise.to(torch.uint8))
-    names, paths, images = zip(*shots, strict=True)
-    return Pictures(torch.stack(images), tuple(paths), tuple(names))
+    images, paths, names, classes = zip(*shots, strict=True)
+    return Pictures(torch.stack(images), tuple(paths), tuple(names), tuple(classes))
 
 
-def _shots_still_there(run: Run) -> Iterator[tuple[str, Path]]:
-    """Names and files of shots whose content is the recorded one; the first of every class, the second, …"""
+def _shots_still_there(run: Run) -> Iterator[tuple[Mapping[str, str], Path]]:
+    """Shots and their files, where their content is the recorded one; the first of every class, the second, …"""
     place, root = run.place("shots"), run.place("image_root")
     if place is None:
         return
@@ -97,7 +109,7 @@ def _shots_still_there(run: Run) -> Iterator[tuple[str, Path]]:
     for shot in _spread(run.shots):
         for path in (start / shot["path"] for start in starts):
             if path.is_file() and content_hash(path) == shot["sha256"]:
-                yield shot["path"], path
+                yield shot, path
                 break
 
 
@@ -111,39 +123,69 @@ def _spread(shots: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     return [shot for _, shot in sorted(zip(numbers, shots, strict=True), key=lambda pair: pair[0])]
 
 
-def prove(model: Clip, run: Run, pictures: Pictures, ask: Callable[[Request], Answer]) -> Proof:
+def prove(
+    subject: Subject, pictures: Pictures, ask: Callable[[Request], Answer], cosine_bound: float | None = None
+) -> Proof:
     """Compare a consumer with the model that was written.
 
+    Args:
+        cosine_bound: how much a cosine may differ on identical pixels; None: what the weights' type may cost.
+
     Raises:
-        ClipfitError: on identical pixels its logits differ, or it preprocesses a picture in another way.
+        ClipfitError: on identical pixels its logits differ by more, or it preprocesses a picture in another way.
     """
+    model = subject.model
     pixels = model.normalize(pictures.images)
-    generator = torch.Generator().manual_seed(1)
-    probe = torch.randint(256, (3, *(size + 37 * k for k, size in enumerate(model.image_size, 1))), generator=generator)
-    probe = probe.to(torch.uint8)
-    expected = _logits(model, run, pixels)
-    answer = ask(Request(pixels.cpu(), probe.permute(1, 2, 0), prompts(run.base, run.template), pictures.files))
-    identical = _agreement(answer.logits, expected)
-    if not identical.largest_difference <= BOUND:  # nor where it is no number
+    request = _request(subject, pictures, pixels)
+    expected = request.scale * request.image_embeddings @ request.text_embeddings.T  # (n, C)
+    labels = [subject.run.base.index(name) for name in pictures.classes]
+    answer = ask(request)
+    identical = _agreement(answer.logits, expected, labels)
+    bound = float(request.scale) * (BOUNDS[subject.options.dtype] if cosine_bound is None else cosine_bound)
+    if not identical.largest_difference <= bound:  # nor where it is no number
         raise ClipfitError(
             f"{answer.consumer} reads another model from the export: its logits differ by up to "
-            f"{identical.largest_difference:g} (at most {BOUND:g} may be rounding); it is not kept: please report it."
+            f"{identical.largest_difference:g} (at most {bound:g} may be rounding); it is not kept: please report it."
         )
-    view = model.normalize(model.geometry(to_pil_image(probe))[None])[0]
-    if _largest(answer.probe, view) > SEEN_ALIKE:
+    _require_seen_alike(model, request.probe, answer)
+    further = {what: _agreement(logits, expected, labels) for what, logits in answer.further.items()}
+    shown = "shots" if pictures.files else "random"
+    if not pictures.files or answer.file_logits is None:
+        return Proof(answer.consumer, shown, identical, None, (), further)
+    opened = [k for k in range(len(pictures.files)) if k not in answer.errors]
+    files = _agreement(answer.file_logits[opened], expected[opened], [labels[k] for k in opened])
+    return Proof(answer.consumer, shown, identical, files, _seen_otherwise(pictures, pixels, answer), further)
+
+
+@torch.no_grad()
+def _request(subject: Subject, pictures: Pictures, pixels: torch.Tensor) -> Request:
+    """What the consumer is asked, with what the run's model makes of it, on the CPU."""
+    model, names, template = subject.model, subject.run.base, subject.run.template
+    texts = scoring.texts(model, names, template)
+    images = torch.cat([model.encode_image(part, texts.class_tokens).cpu() for part in pixels.split(16)])  # (n, D)
+    written = prompts(names, template)
+    generator = torch.Generator().manual_seed(1)
+    probe = torch.randint(256, (3, *(size + 37 * k for k, size in enumerate(model.image_size, 1))), generator=generator)
+    return Request(pixels.cpu(), probe.to(torch.uint8).permute(1, 2, 0), written, model.tokenize(written).cpu(),
+                   pictures.files, images, texts.embeddings, model.scale.cpu())  # fmt: skip
+
+
+def _require_seen_alike(model: Clip, probe: torch.Tensor, answer: Answer) -> None:
+    """Raises ClipfitError where the consumer preprocesses the probe (h, w, 3) uint8 in another way."""
+    if answer.probe is None:
+        return
+    view = model.normalize(model.geometry(to_pil_image(probe.permute(2, 0, 1)))[None])[0]
+    if not _largest(answer.probe, view) <= SEEN_ALIKE:
         raise ClipfitError(
             f"{answer.consumer} preprocesses pictures in another way than the run; the export is not kept: "
             "please report it."
         )
-    if not pictures.files:
-        return Proof(answer.consumer, "random", identical, None, ())
-    opened = [k for k in range(len(pictures.files)) if k not in answer.errors]
-    files = _agreement(answer.file_logits[opened], expected[opened])
-    return Proof(answer.consumer, "shots", identical, files, _seen_otherwise(pictures, pixels, answer))
 
 
 def _seen_otherwise(pictures: Pictures, pixels: torch.Tensor, answer: Answer) -> tuple[SeenOtherwise, ...]:
-    found = []
+    found: list[SeenOtherwise] = []
+    if answer.file_pixels is None:
+        return ()
     for k, (name, path) in enumerate(zip(pictures.names, pictures.files, strict=True)):
         if k in answer.errors:
             found.append(SeenOtherwise(name, f"cannot be opened there ({answer.errors[k]})", stored(path).advice))
@@ -152,17 +194,11 @@ def _seen_otherwise(pictures: Pictures, pixels: torch.Tensor, answer: Answer) ->
     return tuple(found)
 
 
-@torch.no_grad()
-def _logits(model: Clip, run: Run, pixels: torch.Tensor) -> torch.Tensor:
-    """Of normalised images (n, 3, H, W) among the base classes: (n, C), on the CPU."""
-    texts = scoring.texts(model, run.base, run.template)
-    features = torch.cat([model.encode_image(part, texts.class_tokens).cpu() for part in pixels.split(16)])  # (n, D)
-    return model.scale.cpu() * features @ texts.embeddings.T
-
-
-def _agreement(found: torch.Tensor, expected: torch.Tensor) -> Agreement:
-    same = int((found.argmax(1) == expected.argmax(1)).sum())
-    return Agreement(len(expected), _largest(found, expected), same)
+def _agreement(found: torch.Tensor, expected: torch.Tensor, labels: Sequence[int]) -> Agreement:
+    """Logits (n, C) beside logits (n, C); labels: n, or none for pictures that have none."""
+    best = found.argmax(1)
+    accuracy = float((best == torch.tensor(labels)).float().mean()) if labels else None
+    return Agreement(len(expected), _largest(found, expected), int((best == expected.argmax(1)).sum()), accuracy)
 
 
 def _largest(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -142,6 +142,7 @@ def _proved(proof: Proof) -> list[str]:
     texts = [f"  same pixels   {_agreeing(proof.identical_pixels, shown)}"]
     if proof.files:
         texts.append(f"  same files    {_agreeing(proof.files, f'shots as {proof.consumer} opens them')}")
+    texts += [f"  {what}: {_agreeing(row, shown)}" for what, row in proof.further.items()]
     alike: dict[tuple[str, str], list[str]] = {}
     for file in proof.seen_otherwise:
         alike.setdefault((file.reason, file.advice), []).append(file.path)
@@ -152,7 +153,8 @@ def _proved(proof: Proof) -> list[str]:
 
 
 def _agreeing(row: Agreement, what: str) -> str:
-    return f"{row.images} {what}: logits within {row.largest_difference:.1e}, {row.same_labels} best labels the same"
+    found = f"{row.images} {what}: logits within {row.largest_difference:.1e}, {row.same_labels} best labels the same"
+    return found if row.accuracy is None else f"{found}, {row.accuracy:.1%} right"
 
 
 def percent(value: Estimate) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from clipfit.config import ExportConfig
+from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.events import Progress, Silent
-from clipfit.formats import FORMATS, require_held
-from clipfit.formats.base import in_effect, subject_of
+from clipfit.formats import FORMATS, require_held, require_installed
 from clipfit.formats.proof import Proof, pictures_of
+from clipfit.formats.subject import ABOUT, Subject, in_effect, subject_of
 from clipfit.runs import files
 from clipfit.runs.place import building, recover
 from clipfit.runs.run import open_run
@@ -27,6 +28,7 @@ class ExportResult:
 
     output: Path
     format: str
+    options: FormatOptions
     run: Path
     alpha: float
     proof: Proof
@@ -34,7 +36,8 @@ class ExportResult:
     def as_json(self) -> dict[str, Any]:
         """The document of `export --json`."""
         return {
-            "output": str(self.output), "format": self.format, "run": str(self.run), "alpha": self.alpha,
+            "output": str(self.output), "format": self.format, **asdict(self.options),
+            "run": str(self.run), "alpha": self.alpha,
             "largest_difference": self.proof.identical_pixels.largest_difference, "proof": self.proof.as_json(),
         }  # fmt: skip
 
@@ -43,31 +46,38 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     """Write a run in another format, and have it read by that format's own library before saying so.
 
     Raises:
-        UsageError: no such format, it cannot hold the run, or the output exists. ModelError: α needs weights that are
+        UsageError: no such format, what it needs is not installed, it cannot hold the run, or the output exists.
+            ModelError: α needs weights that are
             missing. OutputError: the place cannot be written. ClipfitError: what is read back is another model.
     """
     progress = progress or Silent()
-    chosen = FORMATS[config.format]
+    chosen, options = FORMATS[config.format], config.format_options
+    require_installed(chosen)
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
-    output = config.output or EXPORTS / f"{run.path.resolve().name}-{chosen.name}-{alpha:g}"
+    output = config.output or EXPORTS / f"{run.path.resolve().name}-{chosen.name}-{alpha:g}{config.suffix}"
     recover(output)
     _require_free(output, config.overwrite)
     files.require_kept(output, run.needed)
     additions = in_effect(run, alpha)
-    require_held(chosen, run, additions)
+    require_held(chosen, run, additions, options)
     progress.say(f"{run.path} at α = {alpha:g} → {output}")
-    subject = subject_of(run, alpha, additions)
+    subject = subject_of(run, alpha, additions, chosen.name, options)
     pictures = pictures_of(run, subject.model)
     with building(output, config.overwrite, progress.say) as folder:
         chosen.write(subject, folder)
         proof = chosen.prove(subject, folder, pictures)
-        files.write_json(folder / PROOF, proof.as_json())
-    return ExportResult(output, chosen.name, run.path, alpha, proof)
+        _write_beside(subject, proof, folder)
+    return ExportResult(output, chosen.name, options, run.path, alpha, proof)
+
+
+def _write_beside(subject: Subject, proof: Proof, folder: Path) -> None:
+    """What every export carries, whatever its format."""
+    files.write_json(folder / PROOF, proof.as_json())
 
 
 def _require_free(output: Path, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists already: pass --overwrite to replace it or --output for another place.")
-    if output.exists() and not (output / "clipfit.json").exists() and (output.is_file() or any(output.iterdir())):
+    if output.exists() and not (output / ABOUT).exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output} is no export of clipfit's; --overwrite will not delete it: choose another place.")

@@ -1,0 +1,92 @@
+"""What a format of `export` is given: a run at a ratio α as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfit.config.edits import EditSettings
+from clipfit.config.outputs import FormatOptions
+from clipfit.model import loading
+from clipfit.model.clip import Clip
+from clipfit.model.named import ADDED, Additions
+from clipfit.model.sources import Source, tokenizer_of
+from clipfit.runs import files
+from clipfit.runs.record import describe
+from clipfit.runs.run import Run
+
+ABOUT = "clipfit.json"  # in every export
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is exported, and as what. `model`: θ at α, with the additions that are in effect there and no others."""
+
+    run: Run
+    alpha: float
+    model: Clip
+    format: str
+    options: FormatOptions
+
+
+def in_effect(run: Run, alpha: float) -> Additions:
+    """What the run's model at α has beyond open_clip's CLIP, where it makes a difference.
+
+    Edits of strength 0 change nothing, and neither do context vectors that equal the embeddings of their words. Both
+    start so, and α interpolates between that and the fine-tuned values: what differs at 1 differs at every α but 0.
+    Of a run that was adapted on from another one, both may have been in effect at α = 0 already.
+    No model is built where the run has a file of the tensors.
+
+    Raises:
+        ModelError: they are missing or damaged.
+    """
+    additions = run.additions
+    parent = run.record.parent
+    if additions == Additions() or (alpha == 0 and not parent):
+        return Additions()
+    state = run.state(alpha) if parent else run.finetuned()
+    return Additions(
+        additions.edits if additions.edits and _edits_act(state, additions.edits) else None,
+        additions.context if additions.context and _context_acts(state, additions.context, run.source) else None,
+    )
+
+
+def subject_of(run: Run, alpha: float, additions: Additions, format: str, options: FormatOptions) -> Subject:
+    """The run at α, with the additions that are in effect there (see `in_effect`).
+
+    Raises:
+        ModelError: the pre-trained weights are needed and are missing or not the recorded ones.
+    """
+    kept = {*(_EDITS if additions.edits else ()), *((_CONTEXT,) if additions.context else ())}
+    state = {name: t for name, t in run.state(alpha).items() if not name.startswith(ADDED) or name in kept}
+    return Subject(run, alpha, loading.rebuild(run.source, state, additions), format, options)
+
+
+def about(subject: Subject) -> dict[str, Any]:
+    """What makes a weight file self-describing, and what of the model it is."""
+    described = describe(subject.run.record, subject.run.base, subject.model.scale.item(), subject.alpha)
+    return {**described, "export": {"format": subject.format, **asdict(subject.options)}}
+
+
+def write_about(subject: Subject, folder: Path) -> None:
+    """The file by which clipfit knows the folder for its own. Raises OutputError."""
+    files.write_json(folder / ABOUT, {**about(subject), "adapt": subject.model.source.adapt_defaults})
+
+
+_EDITS = (f"{ADDED}head", f"{ADDED}tail")
+_CONTEXT = f"{ADDED}context"
+
+
+def _edits_act(state: Mapping[str, torch.Tensor], settings: EditSettings) -> bool:
+    ratios = (settings.head_ratio, settings.tail_ratio)
+    return any(ratio > 0 and bool(state[name].any()) for name, ratio in zip(_EDITS, ratios, strict=True))
+
+
+def _context_acts(state: Mapping[str, torch.Tensor], words: str, source: Source) -> bool:
+    context = state[_CONTEXT]
+    tokens = tokenizer_of(source)([words])[0, 1 : 1 + len(context)]  # behind the start of the text
+    return not torch.equal(context, state["token_embedding.weight"][tokens])
