@@ -72,9 +72,9 @@ def test_built_in_architecture_with_a_local_weight_file(tmp_path):
     file = tmp_path / "weights.safetensors"
     save_file(open_clip.create_model("ViT-B-32").state_dict(), file)
     try:
-        backbone = loading.load("ViT-B-32", str(file))
+        backbone = loading.load("ViT-B-32", f"laion2b_s34b_b79k:{file}")
         assert max(assert_same_as_open_clip(backbone)) < 77
-        assert backbone.source.pretrained == str(file)
+        assert backbone.source.pretrained == f"laion2b_s34b_b79k:{file}"
         assert backbone.embed_dim == 512
         assert backbone.image_size == (224, 224)
     finally:
@@ -128,6 +128,7 @@ def little_architecture(monkeypatch) -> str:
     monkeypatch.setattr(open_clip, "list_models", lambda: ["Little"])
     monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(config))
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags.get(tag, {}))
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(tags))
     return "Little"
 
 
@@ -148,7 +149,8 @@ def test_the_activation_follows_the_weights_and_not_the_architectures_name(
     alone.mkdir()
     shutil.copy(weights, alone)
     assert activations(loading.load(little_architecture, str(beside / weights.name)).model) == {"QuickGELU"}
-    assert activations(loading.load(little_architecture, str(alone / weights.name)).model) == {"GELU"}
+    with pytest.raises(UsageError, match=r"the tags of Little differ in quick_gelu \(fast, or slow\)"):
+        loading.load(little_architecture, str(alone / weights.name))
 
 
 def test_an_unknown_model_gets_the_nearest_names():

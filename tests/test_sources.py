@@ -316,9 +316,8 @@ def test_recorded_weights_are_loaded_into_one_model(folder, monkeypatch):
     [
         ("openai/clip-vit-base-patch32", "--model ViT-B-32 --pretrained openai"),
         ("openai/clip-vit-large-patch14-336", "--model ViT-L-14-336 --pretrained openai"),
-        ("hf-hub:openai/clip-vit-base-patch16", "--model ViT-B-16 --pretrained openai"),
         ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "--model ViT-B-32 --pretrained laion2b_s34b_b79k"),
-        ("nobody/nothing", "download its folder in open_clip's form"),
+        ("nobody/nothing", "a model of the Hugging Face hub is --model hf-hub:nobody/nothing"),
     ],
 )
 def test_a_name_of_a_model_hub_gets_open_clips_name(no_download, name, words):

@@ -41,12 +41,14 @@ def cache_bytes(of: str) -> Any:
 
 def model() -> Any:
     """What is adapted."""
-    return option("ViT-B-16", "clipfit-tiny, an open_clip name, a model's folder or, in adapt, a run.")
+    return option("ViT-B-16", "clipfit-tiny, an open_clip name, hf-hub:owner/name, a folder or, in adapt, a run.")
 
 
 def pretrained() -> Any:
     """Its weights."""
-    return option(None, "A tag of open_clip's, or a local weight file.", default_is="openai")
+    return option(
+        None, "A tag of open_clip's, or a local weight file: FILE or TAG:FILE.", default_is="openai, else the only one"
+    )
 
 
 def device() -> Any:

@@ -14,7 +14,8 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.model import loading
 from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
-from clipfit.model.sources import Source, tokenizer_of
+from clipfit.model.sources import Source
+from clipfit.model.tokenizing import tokenizer_of
 from clipfit.runs import files
 from clipfit.runs.record import describe
 from clipfit.runs.run import Run

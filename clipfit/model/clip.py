@@ -19,7 +19,8 @@ from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.lora import Adapters
 from clipfit.model.named import Additions, NamedWeights
-from clipfit.model.sources import Source, geometry_of, tokenizer_of
+from clipfit.model.sources import Source, geometry_of
+from clipfit.model.tokenizing import tokenizer_of
 from clipfit.streams import Rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import open_clip
 import torch
 
 from clipfit.errors import ModelError, first_line
-from clipfit.model import compat, lora, sources, weights
+from clipfit.model import compat, hub, lora, sources, tokenizing, weights
 from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
 from clipfit.model.sources import OFFLINE_HELP, Origin, Source, quiet
@@ -44,7 +45,7 @@ def fetch(
         preprocess_cfg={**origin.preprocess_cfg, "size": size if isinstance(size, int) else list(size)},
         adapt_defaults=origin.adapt_defaults,
     )
-    if additions:
+    if additions or tokenizing.is_of_transformers(source):
         Clip(model, source, torch.device("cpu"), additions)  # raises now what it would raise after gigabytes
     if adapters:
         lora.require_attention(model)
@@ -121,9 +122,23 @@ def _built(origin: Origin | Source) -> open_clip.CLIP:
         try:
             return compat.build(origin.model_cfg)
         except Exception as error:
-            raise ModelError(
-                f"open_clip cannot build {origin.model} as its model_cfg says ({first_line(error)}): correct it."
-            ) from error
+            raise ModelError(_why_not_built(origin, first_line(error))) from error
+
+
+def _why_not_built(origin: Origin | Source, said: str) -> str:
+    """A text tower of the transformers library is built from its own configuration; all else stands in model_cfg."""
+    name = origin.model_cfg["text_cfg"].get("hf_model_name")
+    if not name:
+        return f"open_clip cannot build {origin.model} as its model_cfg says ({said}): correct it."
+    if importlib.util.find_spec("transformers") is None:
+        return (
+            f"the text tower of {origin.model} is one of the transformers library, which is not installed: "
+            "pip install 'clipfit[transformers]'."
+        )
+    return (
+        f"the text tower of {origin.model} is built from config.json of {name}, in the Hugging Face cache "
+        f"({hub.cache()}), from a network, or in a folder of that name, and cannot be ({said})."
+    )
 
 
 def _fetched(origin: Origin) -> Path:
@@ -132,6 +147,7 @@ def _fetched(origin: Origin) -> Path:
         try:
             return Path(open_clip.download_pretrained(dict(origin.tag)))
         except Exception as error:
+            where = f"the Hugging Face cache ({hub.cache()}) has not got them"
             raise ModelError(
-                f"the weights of {origin.label} cannot be fetched ({first_line(error)}); {OFFLINE_HELP}."
+                f"the weights of {origin.label} cannot be fetched ({first_line(error)}), and {where}; {OFFLINE_HELP}."
             ) from error

@@ -18,9 +18,10 @@ from typing import Any
 import open_clip
 
 from clipfit.errors import ModelError, UsageError, first_line
-from clipfit.model import compat, preprocess
+from clipfit.model import compat, hub, preprocess, published
+from clipfit.model.published import Training
 
-LOCAL_DIR = "local-dir:"
+LOCAL_DIR, HUB = "local-dir:", hub.PREFIX
 DEFAULT_TAG = "openai"
 TINY = "clipfit-tiny"
 TINY_FOLDER = Path(__file__).parent.parent / "assets" / TINY
@@ -31,20 +32,14 @@ OFFLINE_HELP = (
     f"without a network use --model {TINY} (ships with clipfit), --model FOLDER ({CONFIG} beside its weights) or "
     "--pretrained FILE.safetensors"
 )
-# what people know from Hugging Face transformers, and the same weights' names in open_clip
-TRANSFORMERS_NAMES = {
-    "openai/clip-vit-base-patch32": ("ViT-B-32", "openai"),
-    "openai/clip-vit-base-patch16": ("ViT-B-16", "openai"),
-    "openai/clip-vit-large-patch14": ("ViT-L-14", "openai"),
-    "openai/clip-vit-large-patch14-336": ("ViT-L-14-336", "openai"),
-}
 
 
 @dataclass(frozen=True)
 class Source:
     """Where pre-trained weights came from, and what they are: enough to load the same ones again."""
 
-    model: str  # an open_clip name, clipfit-tiny, or local-dir:FOLDER (of a model, or a run that was adapted on from)
+    # an open_clip name, clipfit-tiny, hf-hub:owner/name, or local-dir:FOLDER (a model's, or a run's that goes on)
+    model: str
     pretrained: str | None
     sha256: str  # of all tensors after loading: see weights.state_sha256
     model_cfg: Mapping[str, Any]  # open_clip's architecture, with the activation the weights were trained with
@@ -62,7 +57,7 @@ class Origin:
     preprocess_cfg: Mapping[str, Any]
     adapt_defaults: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None  # the weights, where they are on this machine
-    tag: Mapping[str, Any] = field(default_factory=dict)  # open_clip's entry, where they have to be fetched
+    tag: Mapping[str, Any] = field(default_factory=dict)  # open_clip's entry, where it fetches them
 
     @property
     def label(self) -> str:
@@ -72,26 +67,29 @@ class Origin:
     @property
     def architecture(self) -> str:
         """What its weights have to fit, in words."""
-        return f"the model that {CONFIG} describes" if self.model.startswith(LOCAL_DIR) else self.model
+        return f"the model that {CONFIG} describes" if self.model.startswith((LOCAL_DIR, HUB)) else self.model
 
 
 def find(model: str, pretrained: str | None = None) -> Origin:
-    """The model that is named; nothing is fetched.
+    """The model that is named; no weights are fetched, of the hub's models their configuration alone.
 
     Args:
-        model: `clipfit-tiny`, a name of open_clip (`ViT-B-16`), or a folder, also as `local-dir:FOLDER`.
-        pretrained: for open_clip's names: one of its tags (default `openai`) or a local weight file.
+        model: `clipfit-tiny`, a name of open_clip (`ViT-B-16`), `hf-hub:owner/name`, or a folder, also as
+            `local-dir:FOLDER`.
+        pretrained: for open_clip's names: one of its tags (default: `openai`, else the only one), a local weight
+            file, or TAG:FILE for weights that were trained as those of a tag.
 
     Raises:
-        UsageError: no such model or tag (the nearest names are given), other weights for a folder that has its own, or
-            a folder that is a run.
-        ModelError: a folder that is none of a model, or a model that is not of open_clip's CLIP class.
+        UsageError: no such model or tag (the nearest names are given), none named of several, other weights for a
+            model that has its own, weights of which it is not known how they were trained, or a folder that is a run.
+        ModelError: a folder or repository that is none of a model, or a model that has not two towers.
     """
     folder = TINY_FOLDER if model == TINY else folder_of(model)
-    if folder is None:
-        origin = _architecture(model, pretrained or DEFAULT_TAG)
-    elif pretrained:
+    own = folder is not None or model.startswith(HUB)
+    if own and pretrained:
         raise UsageError(f"{model} has its own weights: leave --pretrained {pretrained} out.")
+    if folder is None:
+        origin = _hub(model) if own else _architecture(model, pretrained)
     elif is_run(folder):
         raise UsageError(f"{folder} is a run, which only `adapt` goes on from: export it, and name the export here.")
     else:
@@ -107,14 +105,18 @@ def recorded(source: Source) -> Origin:
         ModelError: the folder or file is gone, or open_clip does not know the tag any more.
     """
     folder = TINY_FOLDER if source.model == TINY else folder_of(source.model)
+    file: Path | None = None
     tag: Mapping[str, Any] = {}
-    if folder:
+    missing = ""
+    if source.model.startswith(HUB):
+        tag = _entry(source.model)
+    elif folder:
         file = compat.checkpoint_in(folder)
         missing = f"{folder} has no weights any more: restore {WEIGHTS} there"
     else:
         given = source.pretrained or DEFAULT_TAG
         tag = open_clip.get_pretrained_cfg(_open_clip_name(source.model), given)
-        file = None if tag else Path(given)
+        file = None if tag else published.split(given)[1]
         missing = f"{given!r} is neither a file nor a tag that this open_clip knows: restore it"
     if not tag and not (file and file.is_file()):
         raise ModelError(f"the pre-trained weights of {source.model} are needed, but {missing}.")
@@ -128,6 +130,8 @@ def folder_of(model: str) -> Path | None:
 
     A name of open_clip wins over a folder that is called so, unless it is written as a path (`./ViT-B-16`).
     """
+    if model.startswith(HUB):
+        return None
     if model.startswith(LOCAL_DIR):
         return Path(model.removeprefix(LOCAL_DIR)).expanduser()
     if model.startswith((".", "/", "~")) or model.endswith("/") or Path(model).is_absolute():
@@ -151,59 +155,88 @@ def _open_clip_name(model: str) -> str:
     return model.replace("/", "-")
 
 
-def _architecture(model: str, pretrained: str) -> Origin:
+def weight_file(pretrained: str | None) -> Path | None:
+    """The local file that `--pretrained` names, as FILE or TAG:FILE; None for a tag."""
+    return published.split(pretrained)[1] if pretrained else None
+
+
+def default_tag(name: str) -> str:
+    """The tag that is taken where none is named: `openai` where there is one, else the only one.
+
+    Raises:
+        UsageError: open_clip has no weights of the architecture, or several.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if DEFAULT_TAG in tags:
+        return DEFAULT_TAG
+    if not tags:
+        raise UsageError(f"open_clip has no pre-trained weights of {name}: pass --pretrained FILE, or another --model.")
+    if len(tags) > 1:
+        raise UsageError(f"{name} has {len(tags)} pre-trained weights: pass --pretrained, one of {', '.join(tags)}.")
+    return tags[0]
+
+
+def _architecture(model: str, pretrained: str | None) -> Origin:
     name = _open_clip_name(model)
     if name not in open_clip.list_models():
         raise UsageError(_unknown(model))
-    config = open_clip.get_model_config(name)
-    config.setdefault("quick_gelu", False)
-    tag, file = open_clip.get_pretrained_cfg(name, pretrained), Path(pretrained)
-    if tag:
-        # the activation belongs to the weights, not to the name (open_clip #771)
-        config["quick_gelu"] = bool(tag.get("quick_gelu", False))
-        return Origin(model, pretrained, config, preprocess.settings(tag), tag=tag)
-    if file.is_file():
-        if file.with_name(CONFIG).is_file():
-            config["quick_gelu"] = bool(_model_cfg(file.with_name(CONFIG))["quick_gelu"])
-        return Origin(model, pretrained, config, preprocess.settings({}), file=file)
-    if file.is_dir():
-        raise UsageError(f"--pretrained {pretrained} is a folder: pass it as --model, alone.")
+    _require_clip_class(model, open_clip.get_model_config(name))  # before a tag is asked for
+    pretrained = pretrained or default_tag(name)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    training, file = (Training.of_tag(tag), None) if tag else _of_file(name, pretrained)
+    # the activation belongs to the weights, not to the name (open_clip #771)
+    config = {**open_clip.get_model_config(name), "quick_gelu": training.quick_gelu}
+    return Origin(model, pretrained, config, training.preprocess_cfg, file=file, tag=tag)
+
+
+def _of_file(name: str, pretrained: str) -> tuple[Training, Path]:
+    """A local weight file for an architecture, and how it was trained."""
+    given, file = published.split(pretrained)
     tags = open_clip.list_pretrained_tags_by_model(name)
-    raise UsageError(
-        f"{pretrained!r} is neither a file nor a pretrained tag of {name}{_nearest(pretrained, tags)}; "
-        f"its tags are {', '.join(tags) or 'none'}."
-    )
+    if file is None and Path(pretrained).is_dir():
+        raise UsageError(f"--pretrained {pretrained} is a folder: pass it as --model, alone.")
+    if file is None or (given and not open_clip.get_pretrained_cfg(name, given)):
+        no = f"{given!r} is no" if given else f"{pretrained!r} is neither a file nor a"
+        raise UsageError(
+            f"{no} pretrained tag of {name}{_nearest(given or pretrained, tags)}; "
+            f"its tags are {', '.join(tags) or 'none'}."
+        )
+    if given:
+        return Training.of_tag(open_clip.get_pretrained_cfg(name, given)), file
+    if file.with_name(CONFIG).is_file():
+        beside, settings = _described(file.with_name(CONFIG))
+        return Training(bool(beside["quick_gelu"]), settings), file
+    return published.training_of(name, file), file
 
 
 def _unknown(model: str) -> str:
     """Why there is no such model, and what may have been meant."""
     if Path(model).is_file():
         return f"{model} is a file: pass it as --pretrained, and the name of its architecture as --model."
-    hub = model.removeprefix("hf-hub:")
-    if "/" in hub or hub != model:
-        name, tag = _by_hub_name().get(hub, ("", ""))
-        meant = f"the same weights are --model {name} --pretrained {tag}" if name else (
-            "download its folder in open_clip's form and name that"
-        )  # fmt: skip
-        return f"there is no folder {model!r}, and names of a model hub are not read: {meant}."
+    if model.count("/") == 1:
+        same = hub.same_weights(model)
+        meant = f"the same weights are {same}" if same else f"a model of the Hugging Face hub is --model {HUB}{model}"
+        return f"there is no folder {model!r}; {meant}."
+    if "/" in model:
+        return f"there is no folder {model!r}."
     return f"unknown model {model!r}{_nearest(model, [TINY, *open_clip.list_models()])}."
 
 
-def _by_hub_name() -> dict[str, tuple[str, str]]:
-    """ "owner/name" on a model hub → open_clip's (architecture, tag); of several architectures the first."""
-    names = dict(TRANSFORMERS_NAMES)
-    for name, tag in open_clip.list_pretrained():
-        names.setdefault(open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rstrip("/"), (name, tag))
-    return names
+def _hub(model: str) -> Origin:
+    model_cfg, settings = _described(hub.small_file(model.removeprefix(HUB), CONFIG))
+    return Origin(model, None, model_cfg, settings, tag=_entry(model))
+
+
+def _entry(model: str) -> dict[str, str]:
+    """A tag as open_clip's own ones, which says where it fetches a hub model's weights."""
+    return {"hf_hub": model.removeprefix(HUB) + "/"}
 
 
 def _folder(model: str, folder: Path) -> Origin:
     file = folder / CONFIG
     if not file.is_file():
         raise ModelError(f"{folder} is no model folder: {FOLDER_NEEDS}, but {_found(folder)}.")
-    record = _json_object(file)
-    model_cfg = _model_cfg(file)
-    settings = preprocess.settings(record.get("preprocess_cfg") or {}, f"{file}: preprocess_cfg")
+    model_cfg, settings = _described(file)
     weights = compat.checkpoint_in(folder)
     if weights is None:
         raise ModelError(f"{folder} is no model folder yet: {FOLDER_NEEDS}, but it has no weights.")
@@ -223,9 +256,10 @@ def _found(folder: Path) -> str:
     return f"it has no {CONFIG}"
 
 
-def _model_cfg(file: Path) -> dict[str, Any]:
-    """The architecture in a model folder's configuration, with its activation said."""
-    found = _json_object(file).get("model_cfg")
+def _described(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model's configuration says: its architecture, with the activation said, and its preprocessing."""
+    record = _json_object(file)
+    found = record.get("model_cfg")
     model_cfg: dict[str, Any] = found if isinstance(found, dict) else {}
     for name, kind, what in (
         ("embed_dim", int, "a whole number"),
@@ -234,7 +268,8 @@ def _model_cfg(file: Path) -> dict[str, Any]:
     ):
         if not isinstance(model_cfg.get(name), kind):
             raise ModelError(f"{file}: model_cfg.{name} must be {what}; found {model_cfg.get(name)!r}.")
-    return {"quick_gelu": False, **model_cfg}
+    settings = preprocess.settings(record.get("preprocess_cfg") or {}, f"{file}: preprocess_cfg")
+    return {"quick_gelu": False, **model_cfg}, settings
 
 
 def _json_object(file: Path) -> dict[str, Any]:
@@ -251,27 +286,6 @@ def _require_clip_class(model: str, model_cfg: Mapping[str, Any]) -> None:
     kind = compat.model_class(model_cfg)
     if kind != "CLIP":
         raise ModelError(f"{model} is a {kind}; clipfit adapts models of open_clip's CLIP class only.")
-
-
-def tokenizer_of(source: Source) -> Any:
-    """open_clip's tokenizer for the architecture: list of texts → token ids (n, context length).
-
-    Raises:
-        ModelError: it belongs to another library, and its files cannot be had.
-    """
-    text = source.model_cfg["text_cfg"]
-    name = text.get("hf_tokenizer_name")
-    options: dict[str, Any] = dict(text.get("tokenizer_kwargs") or {})
-    options["context_length"] = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
-    if not name:
-        return open_clip.SimpleTokenizer(**options)
-    folder = folder_of(source.model)
-    place = str(folder) if folder and (folder / CONFIG).is_file() else name  # open_clip looks into a model folder
-    with quiet():
-        try:
-            return compat.hub_tokenizer(place, text.get("tokenizer_mode"), options)
-        except Exception as error:
-            raise ModelError(f"the tokenizer of {source.model} cannot be had ({first_line(error)}).") from error
 
 
 def geometry_of(source: Source) -> list[Any]:

@@ -134,8 +134,8 @@ def _inputs(config: AdaptConfig) -> dict[str, Path]:
     places = {"shots": config.shots, "classes": config.classes, "image_root": config.image_root}
     if (folder := sources.folder_of(config.model)) is not None:
         places["model"] = folder
-    if config.pretrained and Path(config.pretrained).is_file():
-        places["pretrained"] = Path(config.pretrained)
+    if (file := sources.weight_file(config.pretrained)) is not None:
+        places["pretrained"] = file
     return {name: path.resolve() for name, path in places.items() if path}
 
 
