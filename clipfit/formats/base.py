@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from clipfit.config.outputs import FormatOptions
+from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import Subject
 from clipfit.model.named import Additions
@@ -41,3 +42,6 @@ class Format(Protocol):
         Raises:
             ClipfitError: what is read back is another model, or cannot be read.
         """
+
+    def usage(self, subject: Subject, folder: Path) -> Usage:
+        """How the consumer loads what `write` wrote: a part of the model card."""

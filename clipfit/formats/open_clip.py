@@ -10,6 +10,7 @@ import torch
 from clipfit.config.outputs import FormatOptions
 from clipfit.errors import ClipfitError
 from clipfit.formats import consumer, proof
+from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import ABOUT, Subject, about, write_about
 from clipfit.model.named import Additions
@@ -18,6 +19,32 @@ from clipfit.runs.run import Run
 
 SCRIPT = "_consume_open_clip.py"
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+USAGE = """
+With [open_clip](https://github.com/mlfoundations/open_clip) 3.2 or newer, in this folder:
+
+```python
+import json
+
+import open_clip
+import torch
+from PIL import Image
+
+with open("clipfit.json", encoding="utf-8") as file:
+    about = json.load(file)
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
+tokenize = open_clip.get_tokenizer("local-dir:.")
+model.eval()
+with torch.no_grad():
+    texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
+    text_features = model.encode_text(texts, normalize=True)
+    image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
+    probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
+print(about["classes"][probabilities.argmax()])
+```
+
+With clipfit, to adapt it on: `clipfit adapt SHOTS --model FOLDER`.
+"""
 
 
 class OpenClipFolder:
@@ -48,6 +75,9 @@ class OpenClipFolder:
         """
         _require_written(subject, folder)
         return proof.prove(subject, pictures, functools.partial(consumer.consume, SCRIPT, folder))
+
+    def usage(self, subject: Subject, folder: Path) -> Usage:
+        return Usage("open_clip", USAGE)
 
 
 def _require_written(subject: Subject, folder: Path) -> None:

@@ -10,7 +10,8 @@ from clipfit.config import ExportConfig
 from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.events import Progress, Silent
-from clipfit.formats import FORMATS, require_held, require_installed
+from clipfit.formats import FORMATS, card, require_held, require_installed
+from clipfit.formats.base import Format
 from clipfit.formats.proof import Proof, pictures_of
 from clipfit.formats.subject import ABOUT, Subject, in_effect, subject_of
 from clipfit.runs import files
@@ -67,13 +68,14 @@ def export(config: ExportConfig, progress: Progress | None = None) -> ExportResu
     with building(output, config.overwrite, progress.say) as folder:
         chosen.write(subject, folder)
         proof = chosen.prove(subject, folder, pictures)
-        _write_beside(subject, proof, folder)
+        _write_beside(chosen, subject, proof, folder)
     return ExportResult(output, chosen.name, options, run.path, alpha, proof)
 
 
-def _write_beside(subject: Subject, proof: Proof, folder: Path) -> None:
+def _write_beside(chosen: Format, subject: Subject, proof: Proof, folder: Path) -> None:
     """What every export carries, whatever its format."""
     files.write_json(folder / PROOF, proof.as_json())
+    files.write_text(folder / card.NAME, card.card(subject, chosen.usage(subject, folder), proof))
 
 
 def _require_free(output: Path, overwrite: bool) -> None:
