@@ -1,8 +1,9 @@
 """clipfit: adapt CLIP to a handful of labelled images without making it worse at everything else.
 
-    from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
+    from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, load
     result = adapt(AdaptConfig(shots=Path("my_shots"), method="cite", model="clipfit-tiny", pretrained=None))
     print(evaluate(EvaluateConfig(run=result.run)).as_json())
+    print(load(result.run).predict("cat.jpg"))
 
 The names below are the public API; they are loaded when first used, so that importing clipfit stays quick.
 """
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
+    from clipfit.config.predict import PredictConfig
     from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
+    from clipfit.predictor import Prediction, Predictor, load
     from clipfit.verbs.adapt import AdaptResult, adapt
     from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
     from clipfit.verbs.explain import Explained, explain
     from clipfit.verbs.export import ExportResult, export
+    from clipfit.verbs.predict import PredictResult, predict
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
@@ -28,6 +32,8 @@ _HOME = {
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
     "explain": "verbs.explain", "Explained": "verbs.explain",
     "export": "verbs.export", "ExportResult": "verbs.export",
+    "predict": "verbs.predict", "PredictResult": "verbs.predict", "PredictConfig": "config.predict",
+    "load": "predictor", "Predictor": "predictor", "Prediction": "predictor",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
     "ExplainConfig": "config", "Recipe": "config", "adapt_config": "methods.declared",
     "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
@@ -50,6 +56,10 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputError",
+    "PredictConfig",
+    "PredictResult",
+    "Prediction",
+    "Predictor",
     "Recipe",
     "UsageError",
     "adapt",
@@ -58,6 +68,8 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "load",
+    "predict",
 ]
 
 

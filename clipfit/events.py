@@ -19,6 +19,19 @@ class StepReport:
     total: float
 
 
+@dataclass(frozen=True)
+class CountReport:
+    """How far a stream of images is. total: None where it is not known. errors: those that could not be read.
+
+    before: those of an earlier process, which are done and were not counted in this one's time.
+    """
+
+    done: int
+    total: int | None
+    errors: int
+    before: int = 0
+
+
 class Progress(Protocol):
     """What the caller may show."""
 
@@ -29,6 +42,13 @@ class Progress(Protocol):
         """An optimiser step is done."""
 
 
+class Counter(Progress, Protocol):
+    """What the caller may show of a stream."""
+
+    def count(self, report: CountReport) -> None:
+        """A batch of images is done."""
+
+
 class Silent:
     """Shows nothing."""
 
@@ -36,4 +56,7 @@ class Silent:
         pass
 
     def step(self, report: StepReport) -> None:
+        pass
+
+    def count(self, report: CountReport) -> None:
         pass

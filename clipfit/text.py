@@ -27,3 +27,11 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """ " (did you mean cite?)": the known name that is nearest; empty where none is as near as `cutoff`, at most 1."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def valid(text: str) -> str:
+    r"""Text that every reader of UTF-8 takes: bytes of a name that are none are shown, as in caf\xe9.jpg."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a character, as JSON may hold
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")

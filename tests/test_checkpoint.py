@@ -39,7 +39,7 @@ def test_two_processes_may_write_the_same_file(tmp_path, monkeypatch):
         files.write_json(file, {"by": "the other"})
 
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    files._atomically(file, meanwhile)
+    files.atomically(file, meanwhile)
     assert file.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 

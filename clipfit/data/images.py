@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +22,25 @@ from clipfit.data.layout import Sample
 from clipfit.errors import DataError
 
 
-def decode(path: Path, grey_bits: int | None = None) -> Image.Image:
+def decode(path: Path, grey_bits: int | None = None, data: bytes | None = None) -> Image.Image:
     """An image file as an upright RGB picture; transparency shows white, grey of more than 8 bits is scaled to 8.
 
     Args:
+        data: the file's bytes where they are in memory (a member of an archive); `path` is then but its name.
         grey_bits: how many bits greys of more than 8 have; brighter values clip. Files do not say how many of their
             16 bits are used (12 of an X-ray, say): without it, an image's own brightest pixel decides.
 
     Raises:
         DataError: the file is missing, no regular file or no readable image.
     """
-    with _opened(path) as image:
+    with _opened(path, data) as image:
         image.load()
-        return _rgb(ImageOps.exif_transpose(image), grey_bits)
+        return upright(image, grey_bits)
+
+
+def upright(picture: Image.Image, grey_bits: int | None = None) -> Image.Image:
+    """A picture of any mode as `decode` gives it: turned by its EXIF, 8-bit RGB."""
+    return _rgb(ImageOps.exif_transpose(picture), grey_bits)
 
 
 def grey_bits(samples: Iterable[Sample]) -> int | None:
@@ -65,17 +72,18 @@ def pixel_hash(image: torch.Tensor) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """The file's header, read by a listed format's decoder alone. What decoders raise inside becomes a DataError."""
-    require_regular(path, "image")
+    if data is None:
+        require_regular(path, "image")
     try:
-        with Image.open(path, formats=_formats(heif_is_installed())) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=_formats(heif_is_installed())) as image:
             # Pillow only warns of these; turning its warning into an error is not safe with several threads
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
             yield image
     except UnidentifiedImageError as error:
-        raise DataError(f"image {path} cannot be read: {_what_it_is(path)}.") from error
+        raise DataError(f"image {path} cannot be read: {_what_it_is(path, data)}.") from error
     except (OSError, SyntaxError, ValueError, ArithmeticError, EOFError, RuntimeError,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise DataError(f"image {path} cannot be read ({error}).") from error
@@ -92,8 +100,8 @@ def _formats(heif: bool) -> tuple[str, ...]:
     return tuple(name for name in names if name in Image.OPEN)  # older Pillows lack AVIF
 
 
-def _what_it_is(path: Path) -> str:
-    with path.open("rb") as file:
+def _what_it_is(path: Path, data: bytes | None) -> str:
+    with path.open("rb") if data is None else io.BytesIO(data) as file:
         start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf") and not heif_is_installed():
         return f"it is HEIC inside; {HEIF_ADVICE}"

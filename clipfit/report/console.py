@@ -12,16 +12,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from clipfit.events import StepReport
+from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.metrics import Estimate
 from clipfit.report import evaluation
+from clipfit.report.pace import Pace
 from clipfit.text import printable
 from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
+from clipfit.verbs.predict import PredictResult
 
 
 class Console:
@@ -40,6 +42,7 @@ class Console:
         )
         self._task = self._bar.add_task("adapt", total=None, visible=False, epoch=0, losses="", pace=0.0)
         self._live = self._out.is_terminal
+        self._pace = Pace(self._out, self._line)
         self._images = 0
         self._started = 0.0
 
@@ -52,6 +55,7 @@ class Console:
         self._stop()
 
     def _stop(self) -> None:
+        self._pace.stop()
         if self._bar.live.is_started:
             self._bar.stop()
 
@@ -82,6 +86,10 @@ class Console:
         if not self._live and report.step * 10 // report.steps > (report.step - 1) * 10 // report.steps:
             measured = f"  {pace:.0f} images/s" if self._images else ""  # the first step only starts the clock
             self._line(f"step {report.step}/{report.steps}  epoch {report.epoch}  {losses}{measured}")
+
+    def count(self, report: CountReport) -> None:
+        """How far a stream of images is."""
+        self._pace.show(report)
 
     def adapted(self, result: AdaptResult) -> None:
         """The summary of `adapt`."""
@@ -121,6 +129,18 @@ class Console:
         """A line a picture."""
         for path, found in zip(result.pictures, result.predictions, strict=True):
             self._line(f"{path}: {found['class']} {found['probability']:.0%}")
+
+    def predicted(self, result: PredictResult) -> None:
+        """How many rows there are, and what was not named or not looked at."""
+        self._stop()
+        counts = result.counts
+        if counts.rows is None:
+            return
+        parts = [f"{counts.rows} rows" + (f" in {result.output}" if result.output else "")]
+        parts += [f"{counts.errors} with errors"] if counts.errors else []
+        parts += [f"{counts.abstained} without a label"] if counts.abstained else []
+        parts += [f"{result.left_out} files that are no images left out"] if result.left_out else []
+        self._line("; ".join(parts))
 
     def exported(self, result: ExportResult) -> None:
         """Where the export is, and the rows of its proof."""

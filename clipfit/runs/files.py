@@ -32,7 +32,7 @@ def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mappi
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header = {METADATA_KEY: _json(metadata)}
-    _atomically(path, lambda part: save_file(tensors, part, header))
+    atomically(path, lambda part: save_file(tensors, part, header))
 
 
 def read_tensors(
@@ -91,7 +91,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Raises OutputError when the place cannot be written."""
-    _atomically(path, lambda part: part.write_bytes(encoded(text)))
+    atomically(path, lambda part: part.write_bytes(encoded(text)))
 
 
 def encoded(text: str) -> bytes:
@@ -194,7 +194,7 @@ def writing(shown: Path) -> Iterator[None]:
         raise OutputError(f"{shown} cannot be written: {reason}.") from error
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside the file, flush, rename; several processes may write the same file."""
     part = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.part")
     try:

@@ -1,0 +1,303 @@
+"""A model made ready to name pictures: a run at a ratio α, an open_clip export, or a pre-trained model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clipfit.config import DEFAULT_TEMPLATE
+from clipfit.data.images import decode, upright
+from clipfit.errors import DataError, UsageError
+from clipfit.measure import scoring
+from clipfit.measure.calibration import Temperature, temperature_of
+from clipfit.model import devices, loading, sources
+from clipfit.model.clip import Clip, Texts
+from clipfit.runs import files, place
+from clipfit.runs.run import Run, open_run
+
+Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any]"
+ABOUT = "clipfit.json"  # beside the weights of an export: what clipfit knows of them
+TEXTS_AT_ONCE = 512
+SETS_KEPT = 8  # of classes whose texts are kept
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**27  # of a picture, resized as the model wants it and not yet cropped
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a picture is taken for. top: the most probable classes, best first.
+
+    calibrated: whether the probabilities are, by a temperature found for this very α, these classes and this template.
+    """
+
+    label: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    calibrated: bool
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model is from: `name` as it was given; the run, where it is one; the digest of its weights."""
+
+    name: str
+    run: Run | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Classes, what the model read of their texts, and the temperature of the logits among them."""
+
+    names: tuple[str, ...]
+    texts: Texts
+    temperature: float | None  # None: there is none that holds
+
+
+class Predictor:
+    """Names pictures by the texts of classes. Loaded by `clipfit.load`, and never changed: threads may share it.
+
+    With ATHA's edits the embedding of an image depends on all classes that it is compared with, so that probabilities
+    among fewer or more classes are not those among the first, scaled.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        origin: Origin,
+        alpha: float | None,
+        classes: tuple[str, ...],
+        template: str,
+        temperature: Temperature | None = None,
+        grey_bits: int | None = None,
+    ):
+        self.clip, self.origin, self.alpha = clip, origin, alpha
+        self.classes, self.template, self.grey_bits = classes, template, grey_bits
+        self._temperature = temperature
+        self._read: dict[tuple[str, ...], Candidates] = {}
+        self._reading, self._encoding = threading.Lock(), threading.Lock()
+
+    # ---- what it says
+
+    def predict(
+        self, images: Picture | Iterable[Picture], top: int = 5, classes: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """What each image is taken for, in order.
+
+        Args:
+            images: one or several: paths, PIL pictures, or uint8 arrays (H, W, 3) of RGB or (H, W) of grey.
+            top: how many classes to list. classes: candidates in place of the model's own.
+
+        Raises:
+            DataError: an image cannot be read. UsageError: there are no classes to compare with.
+        """
+        candidates = self.candidates(classes)
+        parts = [self.judged(views, candidates)[1] for views in self._batches(images)]
+        return [prediction for logits in parts for prediction in self.predictions(logits, candidates, top)]
+
+    def logits(self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None) -> torch.Tensor:
+        """τ⁻¹·cosine of images with the texts of classes, in their order: (n, C) float32, before any temperature."""
+        candidates = self.candidates(classes)
+        parts = [self.judged(views, candidates)[1] for views in self._batches(images)]
+        return torch.cat(parts) if parts else torch.empty(0, len(candidates.names))
+
+    def embed_images(self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None) -> torch.Tensor:
+        """Unit-norm embeddings (n, D) float32; `classes` are what ATHA's edits go by, and nothing without them."""
+        candidates = self.candidates(classes) if self.clip.edits else None
+        parts = [self.embedded(views, candidates) for views in self._batches(images)]
+        return torch.cat(parts) if parts else torch.empty(0, self.clip.embed_dim)
+
+    def embed_texts(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """Unit-norm embeddings (n, D) float32 of texts as they stand.
+
+        Learnt context (`adapt --context`) takes the place of the first words of every text, whatever they are.
+        """
+        sentences = [texts] if isinstance(texts, str) else list(texts)
+        return self._texts(sentences, "{}").embeddings
+
+    def at(self, alpha: float) -> Predictor:
+        """The same run at another ratio. Raises UsageError where it is no run, ModelError as a run's weights do."""
+        if alpha == self.alpha:
+            return self
+        if self.origin.run is None:
+            raise UsageError(f"{self.origin.name} is no run: there is no other ratio to take it at.")
+        other = _of_run(self.origin.run, alpha, self.clip.device)
+        return other.among(self.classes, self.template)
+
+    def among(self, classes: Iterable[str], template: str | None = None) -> Predictor:
+        """The same model with other classes of its own, or another template.
+
+        Raises:
+            UsageError: another template for a run whose context was learnt, in place of this template's words.
+        """
+        template = template or self.template
+        if self.clip.context is not None and template != self.template:
+            raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
+        return Predictor(self.clip, self.origin, self.alpha, tuple(classes), template, self._temperature,
+                         self.grey_bits)  # fmt: skip
+
+    # ---- parts of it, for streams
+
+    def candidates(self, classes: Sequence[str] | None = None) -> Candidates:
+        """What the model read of the classes, by one pass for each set of them. Raises UsageError without any."""
+        names = self.classes if classes is None else tuple(classes)
+        if not names:
+            raise UsageError(f"{self.origin.name} has no classes of its own: give some.")
+        with self._reading:
+            found = self._read.pop(names, None) or Candidates(
+                names, self._texts(names, self.template), self._temperature_among(names)
+            )
+            self._read[names] = found  # last: the one used last
+            while len(self._read) > SETS_KEPT:
+                del self._read[next(iter(self._read))]
+        return found
+
+    def view(self, image: Picture, data: bytes | None = None) -> torch.Tensor:
+        """An image resized and cropped as the model wants it, by the pixels of training: (3, H, W) uint8.
+
+        Args:
+            data: the file's bytes, where `image` is but its name.
+
+        Raises:
+            DataError: it cannot be read, or is so long that it would fill the memory.
+        """
+        picture = _opened(image, data, self.grey_bits)
+        short, long = sorted(picture.size)
+        if max(self.clip.image_size) ** 2 * long / short > MOST_PIXELS:
+            raise DataError(f"image {_name(image)} of {picture.width} x {picture.height} pixels is too long to resize.")
+        return self.clip.geometry(picture)
+
+    @torch.no_grad()
+    def embedded(self, views: torch.Tensor, candidates: Candidates | None) -> torch.Tensor:
+        """Views (B, 3, H, W) uint8 → unit-norm embeddings (B, D), on the CPU."""
+        tokens = candidates.texts.class_tokens if candidates else None
+        with self._encoding:  # edits hang on the model while it encodes
+            return self.clip.encode_image(self.clip.normalize(views), tokens).cpu()
+
+    def judged(self, views: torch.Tensor, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views (B, 3, H, W) uint8 → embeddings (B, D) and logits (B, C), on the CPU."""
+        u = self.embedded(views, candidates)
+        return u, self.clip.scale.cpu() * u @ candidates.texts.embeddings.T
+
+    def predictions(self, logits: torch.Tensor, candidates: Candidates, top: int) -> list[Prediction]:
+        """Logits (B, C) → what each image is taken for; ties go to the class that stands first."""
+        p = (logits / (candidates.temperature or 1)).softmax(1)
+        values, order = p.sort(dim=1, descending=True, stable=True)
+        rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
+        found = [[(candidates.names[c], value) for value, c in zip(*row, strict=True)] for row in rows]
+        return [Prediction(*best[0], tuple(best), candidates.temperature is not None) for best in found]
+
+    def _batches(self, images: Picture | Iterable[Picture]) -> Iterable[torch.Tensor]:
+        several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
+        batch: list[torch.Tensor] = []
+        for image in several:
+            batch.append(self.view(image))
+            if len(batch) == 64:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+    def _texts(self, names: Sequence[str], template: str) -> Texts:
+        parts = [
+            scoring.texts(self.clip, names[start : start + TEXTS_AT_ONCE], template)
+            for start in range(0, len(names), TEXTS_AT_ONCE)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.class_tokens for part in parts if part.class_tokens is not None]
+        return Texts(torch.cat([part.embeddings for part in parts]), torch.cat(tokens) if tokens else None)
+
+    def _temperature_among(self, names: Sequence[str]) -> float | None:
+        found = self._temperature
+        holds = found is not None and self.alpha is not None and found.holds_for(self.alpha, names, self.template)
+        return found.value if found is not None and holds else None
+
+
+def load(
+    source: str | Path,
+    *,
+    pretrained: str | None = None,
+    alpha: float | None = None,
+    classes: Sequence[str] | None = None,
+    template: str | None = None,
+    device: str = "auto",
+) -> Predictor:
+    """Load a run, an open_clip export, or a pre-trained model by name, and make it ready to name pictures.
+
+    Args:
+        source: a run's or an export's folder, or what `adapt --model` takes. pretrained: weights for a model by name.
+        alpha: of a run, its own by default. classes: candidates in place of those that the run was trained on; a
+            pre-trained model has none. template: the text of a class; {} stands for its name.
+
+    Raises:
+        ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
+    """
+    folder = folder_of(source)
+    place_of = devices.resolve_device(device)
+    if folder is not None and sources.is_run(folder):
+        if pretrained:
+            raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
+        run = open_run(folder)
+        found = _of_run(run, run.alpha if alpha is None else alpha, place_of)
+    else:
+        found = _of_model(str(source), pretrained, folder, place_of)
+        if alpha is not None:
+            found = found.at(alpha)
+    return found.among(found.classes if classes is None else classes, template)
+
+
+def folder_of(source: str | Path) -> Path | None:
+    """The folder that is named, a replaced run in its place again; None for a model by name."""
+    folder = source if isinstance(source, Path) else sources.folder_of(source)
+    if folder is not None:
+        place.recover(folder)
+    return folder
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a run or an export, by its files."""
+    return folder.is_dir() and (sources.is_run(folder) or any((folder / name).is_file() for name in _OF_MODELS))
+
+
+_OF_MODELS = (sources.CONFIG, ABOUT)
+
+
+def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
+    clip = loading.rebuild(run.source, run.state(alpha), run.additions, device)
+    clip.precision = run.record.precision if device.type == run.record.device else "fp32"
+    origin = Origin(str(run.path), run, run.digest("finetuned.safetensors"))
+    return Predictor(clip, origin, alpha, run.base, run.template, temperature_of(run), run.record.grey_bits)
+
+
+def _of_model(name: str, pretrained: str | None, folder: Path | None, device: torch.device) -> Predictor:
+    """An export says its classes, template and α; of another model the template alone may be known."""
+    clip = loading.load(name if folder is None else str(folder), pretrained, device)
+    about = files.read_json(folder / ABOUT) if folder and (folder / ABOUT).is_file() else {}
+    recipe = clip.source.adapt_defaults.get("recipe", {})
+    template = about.get("template") or recipe.get("template") or DEFAULT_TEMPLATE
+    origin = Origin(name, None, clip.source.sha256)
+    return Predictor(clip, origin, about.get("alpha"), tuple(about.get("classes", ())), template, None,
+                     about.get("grey_bits"))  # fmt: skip
+
+
+def _opened(image: Picture, data: bytes | None, grey_bits: int | None) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return upright(image, grey_bits)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise DataError(
+                f"an image in an array must be uint8 of (H, W, 3) or (H, W); found {image.dtype} of {image.shape}."
+            )
+        return upright(Image.fromarray(image), grey_bits)
+    return decode(Path(image), grey_bits, data)
+
+
+def _name(image: Picture) -> str:
+    return str(image) if isinstance(image, (str, Path)) else "given"
