@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipfit.config import DEFAULT_TEMPLATE
+from clipfit.config import Recipe
 from clipfit.data.images import decode, upright
 from clipfit.errors import DataError, UsageError
 from clipfit.measure import scoring
@@ -98,19 +99,19 @@ class Predictor:
             DataError: an image cannot be read. UsageError: there are no classes to compare with.
         """
         candidates = self.candidates(classes)
-        parts = [self.judged(views, candidates)[1] for views in self._batches(images)]
+        parts = [self.judged(views, candidates)[1] for views in _batches(self, images)]
         return [prediction for logits in parts for prediction in self.predictions(logits, candidates, top)]
 
     def logits(self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None) -> torch.Tensor:
         """τ⁻¹·cosine of images with the texts of classes, in their order: (n, C) float32, before any temperature."""
         candidates = self.candidates(classes)
-        parts = [self.judged(views, candidates)[1] for views in self._batches(images)]
+        parts = [self.judged(views, candidates)[1] for views in _batches(self, images)]
         return torch.cat(parts) if parts else torch.empty(0, len(candidates.names))
 
     def embed_images(self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None) -> torch.Tensor:
         """Unit-norm embeddings (n, D) float32; `classes` are what ATHA's edits go by, and nothing without them."""
         candidates = self.candidates(classes) if self.clip.edits else None
-        parts = [self.embedded(views, candidates) for views in self._batches(images)]
+        parts = [self.embedded(views, candidates) for views in _batches(self, images)]
         return torch.cat(parts) if parts else torch.empty(0, self.clip.embed_dim)
 
     def embed_texts(self, texts: str | Sequence[str]) -> torch.Tensor:
@@ -193,17 +194,6 @@ class Predictor:
         found = [[(candidates.names[c], value) for value, c in zip(*row, strict=True)] for row in rows]
         return [Prediction(*best[0], tuple(best), candidates.temperature is not None) for best in found]
 
-    def _batches(self, images: Picture | Iterable[Picture]) -> Iterable[torch.Tensor]:
-        several = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images
-        batch: list[torch.Tensor] = []
-        for image in several:
-            batch.append(self.view(image))
-            if len(batch) == 64:
-                yield torch.stack(batch)
-                batch = []
-        if batch:
-            yield torch.stack(batch)
-
     def _texts(self, names: Sequence[str], template: str) -> Texts:
         parts = [
             scoring.texts(self.clip, names[start : start + TEXTS_AT_ONCE], template)
@@ -278,13 +268,19 @@ def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
 
 def _of_model(name: str, pretrained: str | None, folder: Path | None, device: torch.device) -> Predictor:
     """An export says its classes, template and α; of another model the template alone may be known."""
-    clip = loading.load(name if folder is None else str(folder), pretrained, device)
+    clip = loading.load(name if folder is None else f"{sources.LOCAL_DIR}{folder}", pretrained, device)
     about = files.read_json(folder / ABOUT) if folder and (folder / ABOUT).is_file() else {}
-    recipe = clip.source.adapt_defaults.get("recipe", {})
-    template = about.get("template") or recipe.get("template") or DEFAULT_TEMPLATE
+    template = about.get("template") or Recipe.resolved(clip.source.adapt_defaults, "", {}).template
     origin = Origin(name, None, clip.source.sha256)
     return Predictor(clip, origin, about.get("alpha"), tuple(about.get("classes", ())), template, None,
                      about.get("grey_bits"))  # fmt: skip
+
+
+def _batches(model: Predictor, images: Picture | Iterable[Picture]) -> Iterator[torch.Tensor]:
+    """Views (≤ 64, 3, H, W) of one image or of several."""
+    several = iter([images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images)
+    while batch := [model.view(image) for image in itertools.islice(several, 64)]:
+        yield torch.stack(batch)
 
 
 def _opened(image: Picture, data: bytes | None, grey_bits: int | None) -> Image.Image:

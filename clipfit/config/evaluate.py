@@ -8,6 +8,7 @@ from pathlib import Path
 from clipfit.config import shared
 from clipfit.config.options import Checked, option, require
 from clipfit.config.parsing import parse_alphas, parse_numbers, parse_part
+from clipfit.errors import UsageError
 
 RATIOS = "Several ratios: first:last:step (0:1:0.1) or a list (0,0.5,1)."
 
@@ -29,6 +30,23 @@ class EvaluateConfig(Checked):
     batch_size: int = option(128, "Images a forward pass.", low=1)
     cache_bytes: int = shared.cache_bytes("images")
     device: str = shared.device()
+    model: str | None = option(
+        None, "Without a run: zero-shot CLIP, measured on --data before anything is adapted; or what episodes adapt.",
+        default_is="none; episodes: ViT-B-16",
+    )  # fmt: skip
+    pretrained: str | None = shared.pretrained()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is None:
+            if self.pretrained is not None:
+                raise UsageError("--pretrained belongs to --model, but the weights are a run's: leave it out.")
+            return
+        for name, given in (("the run", self.run), ("--alphas", self.alphas)):
+            if given is not None:
+                raise UsageError(f"--model measures zero-shot CLIP, without a run or its ratios: leave {name} out.")
+        if self.data is None:
+            raise UsageError("--model measures zero-shot CLIP on images of yours: give --data DIR.")
 
 
 @dataclass(frozen=True)

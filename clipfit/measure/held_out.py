@@ -70,6 +70,30 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
     return TestSet(tuple(samples), new, not on_shots, (*found.notes, *notes))
 
 
+def unadapted(config: EvaluateConfig) -> tuple[tuple[str, ...], TestSet]:
+    """What a model that nobody adapted is measured on: base classes, and the images of `config.data`.
+
+    The classes that are listed as new stand apart from the others, as they will when those are trained on.
+
+    Raises:
+        DataError: nothing is there, or a listed class has no images.
+    """
+    assert config.data is not None
+    found = layout.read(config.data, config.classes, config.image_root)
+    listed = read_new_classes(config.new_classes) if config.new_classes else ()
+    spelling = {key_of(name): name for name in listed}
+    samples = [replace(s, label=spelling.get(key_of(s.label), s.label)) for s in found.test or found.train]
+    names = tuple(dict.fromkeys(spelling.get(key_of(name), name) for name in found.names.values()))
+    present = {sample.label for sample in samples}
+    if without := [name for name in listed if name not in present]:
+        raise DataError(f"{config.new_classes} names classes without images in {config.data}: {some(without)}.")
+    identities = identify(samples, Known.of(()), None)
+    distinct = first_of_each([(one.content, s.label) for one, s in zip(identities, samples, strict=True)])
+    base = tuple(excluding((name for name in names if name in present), listed))
+    notes = _left_out(shots=0, copies_of_shots=0, copies=len(samples) - len(distinct))
+    return base, TestSet(tuple(samples[k] for k in distinct), listed, True, (*found.notes, *notes))
+
+
 def _read(run: Run, config: EvaluateConfig, place: Path, own: bool) -> LabelledImages:
     if not own:
         return layout.read(place, config.classes, config.image_root)

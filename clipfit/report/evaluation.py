@@ -31,8 +31,10 @@ def _line(out: rich.console.Console, text: str) -> None:
 
 
 def _title(result: Evaluation) -> str:
-    where = "held-out images" if result.held_out else "the shots themselves"
     features = "" if result.features == "fp32" else f", features in {result.features}"
+    if result.run is None:
+        return f"{result.model} (zero-shot) on {result.data}{features}"
+    where = "held-out images" if result.held_out else "the shots themselves"
     return f"{result.run} ({result.method}) on {where} of {result.data}{features}"
 
 

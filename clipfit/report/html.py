@@ -31,6 +31,11 @@ class Shown:
     jpeg: str | None = field(compare=False)  # base64; None where there is no picture
 
     @property
+    def short(self) -> str:
+        """The end of its path, which tells it from its neighbours."""
+        return printable("/".join(str(self.row["path"]).split("/")[-2:]))
+
+    @property
     def top(self) -> list[tuple[str, str]]:
         """Names and percentages of the three most probable classes."""
         return [(printable(one["label"]), percent(one["probability"])) for one in self.row["top"][:3]]
@@ -116,5 +121,4 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True)  # fmt: skip
     environment.filters["printable"] = printable
-    environment.filters["percent"] = percent
     return environment

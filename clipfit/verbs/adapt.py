@@ -22,7 +22,7 @@ from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, NonFiniteError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.measure import scoring
-from clipfit.measure.metrics import accuracy
+from clipfit.measure.metrics import accuracy, wilson_interval
 from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
@@ -31,6 +31,8 @@ from clipfit.runs.record import CONFIG, METRICS, MODEL, TIMING, RunFacts, RunRec
 from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
 from clipfit.version import __version__
+
+NEAR_PERFECT = 0.98  # zero-shot accuracy on the shots
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     with place.locked(target):
         job = _ready(config, origin, chosen, target, inputs, progress)
         before = accuracy_on_shots(job.clip, job.shots, job.record)
+        for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
+            progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
         if config.resume and (reports := _finished(job, saving)):
             progress.say(f"{target} is finished already: nothing is left to do")
@@ -127,6 +131,22 @@ def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
     whole = Viewed(shots.images, clip.geometry)
     u = scoring.image_embeddings(clip, whole, range(len(shots)), batch_size=64, class_tokens=z)
     return accuracy(scoring.best_names(u, t, shots.base), [shots.base[label] for label in shots.labels]).value
+
+
+def notes_on_zero_shot(accuracy: float, shots: int, classes: int) -> list[str]:
+    """What one should know before adapting, where zero-shot accuracy on the shots (a share) is near an end."""
+    low, _ = wilson_interval(round(accuracy * shots), shots)
+    if low <= 1 / classes:
+        return [
+            f"zero-shot names {accuracy:.0%} of the shots rightly, near chance (1 of {classes}): check that the class "
+            "names say what is seen, and expect little of α below 1"
+        ]
+    if accuracy >= NEAR_PERFECT:
+        return [
+            f"zero-shot names {accuracy:.0%} of the shots rightly already: there is little to win, so measure on "
+            "held-out images whether adapting is worth it"
+        ]
+    return []
 
 
 def _inputs(config: AdaptConfig) -> dict[str, Path]:

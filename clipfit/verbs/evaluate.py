@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipfit.config import EvaluateConfig
-from clipfit.data.images import ImageStore
+from clipfit.config import EvaluateConfig, Recipe
+from clipfit.data.images import ImageStore, grey_bits
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
-from clipfit.model import devices
+from clipfit.model import devices, loading
 from clipfit.model.clip import Clip
 from clipfit.runs.run import Run, open_run
 
@@ -23,10 +23,11 @@ from clipfit.runs.run import Run, open_run
 class Evaluation:
     """What `evaluate` measured. `held_out` False: on the shots themselves, no evidence of generalisation.
 
+    run: None where a pre-trained model was measured.
     features: the number type of the towers, fp32 or bf16. kept: where the predictions lie, None where nowhere.
     """
 
-    run: Path
+    run: Path | None
     data: str
     method: str
     held_out: bool
@@ -37,11 +38,13 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     kept: Path | None = None
+    model: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document of `evaluate --json`."""
         return {
-            "run": str(self.run),
+            "run": str(self.run) if self.run else None,
+            "model": self.model,
             "data": self.data,
             "method": self.method,
             "held_out": self.held_out,
@@ -62,6 +65,8 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         ClipfitError: see errors; the pre-trained weights are always needed, for zero-shot stands beside everything.
     """
     progress = progress or Silent()
+    if config.model is not None:
+        return _of_model(config, config.model, progress)
     run = open_run(config.run)
     test = held_out.assemble(run, config)
     clip = _zero_shot(run, config, progress)
@@ -83,8 +88,37 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         rows=rows,
         notes=(*test.notes, *_on_losses(rows, run.alpha)),
         skipped=tuple(images.skipped),
+        model=run.source.model,
     )
     return _kept(measured, tables, run, config.data)
+
+
+def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluation:
+    """What a pre-trained model makes of images, before anything is adapted; nothing is kept."""
+    base, test = held_out.unadapted(config)
+    device = devices.resolve_device(config.device)
+    progress.say(f"loading {model} on {device}")
+    clip = loading.load(model, config.pretrained, device)
+    progress.say(f"decoding {len(test.samples)} images")
+    depth = grey_bits(test.samples)
+    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth)
+    if not len(images):
+        raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
+    template = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
+    table = scoring.tables(clip, images, base, test.new, template, 0.0, config.batch_size)
+    return Evaluation(
+        run=None,
+        data=str(config.data),
+        method="zero-shot",
+        held_out=test.held_out,
+        features=clip.precision,
+        base_classes=base,
+        new_classes=test.new,
+        rows=(figures(table, table, base, test.new),),
+        notes=test.notes,
+        skipped=tuple(images.skipped),
+        model=model,
+    )
 
 
 def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:

@@ -183,7 +183,8 @@ def _batches(job: Job, images: Iterator[Input]) -> Iterator[tuple[list[Row], np.
             ]
             if job.gallery:
                 for row, (_, view) in zip(rows, batch, strict=True):
-                    _show(job.gallery, row, view)
+                    if job.gallery.wants(row):
+                        job.gallery.add(row, _picture(view))
             yield rows, _spread(embeddings, rows) if job.config.embeddings else None
 
 
@@ -220,9 +221,8 @@ def _spread(embeddings: torch.Tensor, rows: list[Row]) -> np.ndarray[Any, Any]:
     return spread
 
 
-def _show(gallery: Gallery, row: Row, view: torch.Tensor | str) -> None:
-    if gallery.wants(row):
-        gallery.add(row, view if isinstance(view, torch.Tensor) else None)
+def _picture(view: torch.Tensor | str) -> torch.Tensor | None:
+    return view if isinstance(view, torch.Tensor) else None
 
 
 def _pass_by(job: Job, spool: Spool, images: Iterator[Input], counts: Counts) -> None:
@@ -237,7 +237,7 @@ def _pass_by(job: Job, spool: Spool, images: Iterator[Input], counts: Counts) ->
             )
         counts.add(row)
         if job.gallery and job.gallery.wants(row):
-            _show(job.gallery, row, job.view(image))
+            job.gallery.add(row, _picture(job.view(image)))
 
 
 # ---- files

@@ -1,0 +1,103 @@
+"""`clipfit.load`: a run, an export or a model as an object that names pictures."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from test_docs import IN_PAGES, ROOT, blocks
+from test_predict import images
+
+import clipfit
+from clipfit import AdaptConfig, DataError, UsageError, adapt
+
+
+@pytest.fixture(scope="module")
+def atha_run(split: Path, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Edits and learnt context; never written to."""
+    output = tmp_path_factory.mktemp("runs") / "animals-atha"
+    return adapt(AdaptConfig(split, method="atha", model=models["vit"], output=output, context=True)).run
+
+
+def test_images_as_paths_pictures_and_arrays(split_run, tmp_path):
+    images(tmp_path, 2)
+    model = clipfit.load(split_run)
+    paths = [tmp_path / "0.png", str(tmp_path / "1.png")]
+    expected = model.logits(paths)
+    assert (expected.shape, model.classes) == ((2, 3), ("bee", "cow", "dog"))
+    torch.testing.assert_close(model.logits([picture(0), np.asarray(picture(1))]), expected, rtol=0, atol=0)
+    first, second = model.predict(paths, top=1)
+    assert (first.label, first.top) == (model.predict(paths[0])[0].label, ((first.label, first.probability),))
+    assert second.probability == pytest.approx(expected[1].softmax(0).max().item(), rel=1e-6)
+    u, t = model.embed_images(paths), model.embed_texts([f"a photo of a {name}" for name in model.classes])
+    torch.testing.assert_close(model.clip.scale * u @ t.T, expected)
+    torch.testing.assert_close(model.logits(paths, ["dog", "bee"]), expected[:, [2, 0]])
+    with pytest.raises(DataError, match="uint8"):
+        model.predict(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(DataError, match=r"gone\.png"):
+        model.predict(tmp_path / "gone.png")
+    assert (model.predict([]), model.logits([]).shape) == ([], (0, 3))
+
+
+def test_at_another_ratio(split_run, models, tmp_path):
+    images(tmp_path, 1)
+    model = clipfit.load(split_run)
+    assert model.alpha == 0.5
+    assert model.at(0.5) is model
+    zero = clipfit.load(models["vit"], classes=model.classes)
+    torch.testing.assert_close(model.at(0).logits(tmp_path / "0.png"), zero.logits(tmp_path / "0.png"))
+    with pytest.raises(UsageError, match="no other ratio"):
+        zero.at(1)
+    with pytest.raises(UsageError, match="no classes"):
+        clipfit.load(models["vit"]).predict(tmp_path / "0.png")
+
+
+def test_candidates_change_what_atha_sees(atha_run, split_run, tmp_path):
+    """Embeddings depend on all classes of the comparison there, and on none elsewhere; learnt context fixes its
+    template."""
+    images(tmp_path, 1)
+    edited, plain = clipfit.load(atha_run, alpha=1), clipfit.load(split_run)
+    image, fewer = tmp_path / "0.png", ["bee", "cow"]
+    assert not torch.equal(edited.logits(image)[:, :2], edited.logits(image, fewer))
+    assert not torch.equal(edited.embed_images(image), edited.embed_images(image, fewer))
+    torch.testing.assert_close(plain.logits(image)[:, :2], plain.logits(image, fewer))
+    assert torch.equal(plain.embed_images(image), plain.embed_images(image, fewer))
+    with pytest.raises(UsageError, match="were learnt"):
+        edited.among(fewer, "a {}")
+
+
+def test_threads_that_read_see_the_same(atha_run, tmp_path):
+    images(tmp_path, 4)
+    model = clipfit.load(atha_run, alpha=1)
+    alone = [model.logits(tmp_path / f"{k % 4}.png", [["bee", "cow"], None][k % 2]) for k in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        shared = list(
+            pool.map(lambda k: model.logits(tmp_path / f"{k % 4}.png", [["bee", "cow"], None][k % 2]), range(16))
+        )
+    assert all(map(torch.equal, alone, shared))
+
+
+def test_an_image_is_seen_as_in_training(split_run, tmp_path):
+    """By the model's own geometry, of the upright picture."""
+    model = clipfit.load(split_run)
+    sideways = picture(5)
+    exif = sideways.getexif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "turned.png", exif=exif)
+    upright = sideways.transpose(Image.Transpose.ROTATE_270)
+    torch.testing.assert_close(model.view(tmp_path / "turned.png"), model.clip.geometry(upright), rtol=0, atol=0)
+
+
+def test_the_python_of_the_page_runs(split_run, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (code,) = blocks(IN_PAGES["docs/predict.md"], "python")
+    assert '"runs/example"' in code
+    seen: dict = {}
+    exec(compile(code.replace('"runs/example"', repr(str(split_run))), "docs/predict.md", "exec"), seen)
+    assert capsys.readouterr().out.count("\n") == 2
+    assert (seen["logits"].shape, seen["similarity"].shape, seen["zero_shot"].alpha) == ((1, 2), (1, 1), 0)
