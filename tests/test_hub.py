@@ -200,7 +200,6 @@ OPENAI, HALF = tuple(open_clip.OPENAI_DATASET_MEAN), (0.5, 0.5, 0.5)
         ("ViT-B-16", "ViT-B-16-openai.safetensors", (True, "shortest", OPENAI)),
         ("ViT-B-16", "vit_b_16-laion400m_e32-55e67d44.pt", (False, "shortest", OPENAI)),
         ("ViT-B-16", "CLIP-ViT-B-16-laion2B-s34B-b88K.bin", (False, "shortest", OPENAI)),
-        ("ViT-B-16", "ViT-B-16.pt", (True, "shortest", OPENAI)),  # as openai published it
         ("ViT-L-14", "vit-l-14.DFN2B.s39b.pt", (False, "shortest", OPENAI)),  # not dfn2b
         ("ViT-L-14", "dfn2b.pt", (True, "shortest", OPENAI)),
         ("ViT-L-14", "laion2b_s32b_b82k.pt", (False, "shortest", HALF)),
@@ -213,6 +212,15 @@ OPENAI, HALF = tuple(open_clip.OPENAI_DATASET_MEAN), (0.5, 0.5, 0.5)
 def test_a_file_of_published_weights_is_read_as_they_were_trained(tmp_path, name, file, expected):
     (tmp_path / file).write_bytes(b"")
     assert found(name, tmp_path / file) == expected
+
+
+def test_a_file_that_is_called_as_it_was_published_is_that_tags(tmp_path, monkeypatch):
+    """OpenAI's files have the names of the architectures alone."""
+    tags = {"theirs": {"url": "https://example.org/abc/ViT-B-16.pt", "quick_gelu": True}, "other": {"url": ""}}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags.get(tag, {}))
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(tags))
+    (tmp_path / "ViT-B-16.pt").write_bytes(b"")
+    assert found("ViT-B-16", tmp_path / "ViT-B-16.pt")[0] is True
 
 
 def test_a_file_in_the_cache_is_known_by_its_folder(cache):
