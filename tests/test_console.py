@@ -11,14 +11,16 @@ import rich.console
 
 from clipfit.config import EpisodesConfig
 from clipfit.config.outputs import FormatOptions
-from clipfit.events import StepReport
+from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
 from clipfit.measure.metrics import Estimate
 from clipfit.report.console import Console
+from clipfit.report.pace import words
 from clipfit.verbs.adapt import AdaptResult, OnShots
 from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
+from clipfit.verbs.predict import Counts, PredictResult
 
 HOSTILE = {
     "markup": ("[red]loud[/]", "[red]loud[/]"),
@@ -61,6 +63,7 @@ SHOWN = {
     "explained": lambda console, name: console.explained(
         Explained(Path(name), 0.5, (Path(name),), ({"image": name, "class": name, "probability": 0.5},))
     ),
+    "predicted": lambda console, name: console.predicted(PredictResult(Path(name), name, Counts(2, 1, 1), left_out=1)),
     "exported": lambda console, name: console.exported(exported(name)),
 }
 
@@ -92,7 +95,13 @@ def test_what_a_user_names_is_shown_and_not_obeyed(kind, method, terminal):
 
 def test_every_method_that_shows_something_is_tried():
     public = {name for name, value in vars(Console).items() if callable(value) and not name.startswith("_")}
-    assert public == {*SHOWN, "evaluated"}  # whose table has tests of its own
+    assert public == {*SHOWN, "evaluated", "count"}  # a table with tests of its own, and a line of numbers alone
+
+
+def test_the_pace_of_a_stream():
+    assert words(CountReport(1200, 20_000, 2), 620, 2.0) == "1200/20000 images, 2 unreadable, 310 images/s, 1:01 left"
+    assert words(CountReport(64, None, 0), 0, 0.0) == "64 images"
+    assert words(CountReport(10, 20_000, 0), 2, 1.0).endswith("2.0 images/s, 2:46:35 left")
 
 
 def test_accuracy_on_the_shots_is_no_evidence():

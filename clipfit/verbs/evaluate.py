@@ -160,7 +160,7 @@ def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: 
     """Store the evaluation in the run; where that cannot be, a note says so."""
     folder = run.path / evaluations.FOLDER / evaluations.name_of(data, measured.held_out)
     document = measured.as_json()
-    for of_this_machine in ("run", "kept"):
+    for of_this_machine in ("run", "model", "kept"):
         del document[of_this_machine]
     place = data or run.place("shots")
     document["data"] = folder.name
