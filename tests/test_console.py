@@ -51,7 +51,7 @@ def exported(name: str) -> ExportResult:
     row = Agreement(4, 1e-6, 4, 0.75)
     return ExportResult(
         Path(name), name, FormatOptions(), Path(name), 0.5,
-        Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),), {name: row}),
+        Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),), further={name: row}),
     )  # fmt: skip
 
 

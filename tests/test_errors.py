@@ -303,7 +303,7 @@ def test_wrong_options_of_evaluate(cli, split_run, options, words):
 
 
 def test_wrong_options_of_export(cli, split_run):
-    cli("export", split_run, "--format", "onyx").fails(2, "format must be one of open_clip; found 'onyx'")
+    cli("export", split_run, "--format", "onyx").fails(2, "format must be one of open_clip, ", "found 'onyx'")
     cli("export", split_run, "--alpha", "-1").fails(2, "alpha must lie between")
 
 

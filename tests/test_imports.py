@@ -34,6 +34,9 @@ SOURCES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 INSIDE = [path for path in SOURCES if path != Path("__init__.py")]
 
 
+CONSUMERS = [path.as_posix() for path in SOURCES if path.name.startswith("_consume_")]
+
+
 def part_of(path: Path) -> str:
     return path.parts[0].removesuffix(".py")
 
@@ -93,7 +96,8 @@ def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path
         ("huggingface_hub", {"model/hub.py", "formats/card.py"}),
         ("rich", {"report"}),
         ("typer", {"cli"}),
-        ("safetensors", {"runs/files.py", "formats/_consume_open_clip.py"}),
+        ("safetensors", {"runs/files.py", *CONSUMERS}),
+        ("transformers", {"formats/_consume_transformers.py"}),
         ("pyarrow", {"data/lists.py", "rows/tables.py"}),
         ("jinja2", {"report"}),
         ("filelock", {"runs/place.py"}),

@@ -46,6 +46,7 @@ class Takes:
 # a test holds these names against the table in formats/, which needs torch
 FORMATS: Mapping[str, Takes] = {
     "open_clip": Takes("a folder for open_clip's local-dir:"),
+    "transformers": Takes("a folder for CLIPModel and CLIPProcessor", dtype=DTYPES),
 }
 
 

@@ -13,10 +13,11 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.formats.base import Format
 from clipfit.formats.open_clip import OpenClipFolder
+from clipfit.formats.transformers import TransformersFolder
 from clipfit.model.named import Additions
 from clipfit.runs.run import Run
 
-FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(),)}
+FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(), TransformersFolder())}
 
 
 def require_installed(chosen: Format) -> None:

@@ -14,7 +14,7 @@ from clipfit.data.images import content_hash, decode
 from clipfit.errors import ClipfitError, DataError
 from clipfit.formats.consumer import Answer, Request
 from clipfit.formats.stored import stored
-from clipfit.formats.subject import Subject
+from clipfit.formats.subject import Subject, plain
 from clipfit.measure import scoring
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
@@ -65,7 +65,8 @@ class SeenOtherwise:
 class Proof:
     """What is read back is the run's model: on identical pixels, and on the files as the consumer decodes them.
 
-    further: other ways that a consumer may take, and how far they are from the run's model.
+    further: other ways that a consumer may take, and how far they are from the run's model; further_pixels: the
+    largest difference of a normalised pixel that they make of noise.
     """
 
     consumer: str
@@ -73,11 +74,17 @@ class Proof:
     identical_pixels: Agreement
     files: Agreement | None  # None: there are none, or what was exported takes no pictures
     seen_otherwise: tuple[SeenOtherwise, ...] = ()
+    read_otherwise: tuple[SeenOtherwise, ...] = ()  # texts, where a path stands for files
     further: Mapping[str, Agreement] = field(default_factory=dict)
+    further_pixels: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """What `export --json` and proof.json say."""
-        return {**asdict(self), "seen_otherwise": [asdict(file) for file in self.seen_otherwise]}
+        return {
+            **asdict(self),
+            "seen_otherwise": [asdict(file) for file in self.seen_otherwise],
+            "read_otherwise": [asdict(text) for text in self.read_otherwise],
+        }
 
 
 def pictures_of(run: Run, model: Clip) -> Pictures:
@@ -147,14 +154,25 @@ def prove(
             f"{answer.consumer} reads another model from the export: its logits differ by up to "
             f"{identical.largest_difference:g} (at most {bound:g} may be rounding); it is not kept: please report it."
         )
-    _require_seen_alike(model, request.probe, answer)
-    further = {what: _agreement(logits, expected, labels) for what, logits in answer.further.items()}
-    shown = "shots" if pictures.files else "random"
-    if not pictures.files or answer.file_logits is None:
-        return Proof(answer.consumer, shown, identical, None, (), further)
-    opened = [k for k in range(len(pictures.files)) if k not in answer.errors]
-    files = _agreement(answer.file_logits[opened], expected[opened], [labels[k] for k in opened])
-    return Proof(answer.consumer, shown, identical, files, _seen_otherwise(pictures, pixels, answer), further)
+    view = model.normalize(model.geometry(to_pil_image(request.probe.permute(2, 0, 1)))[None])[0]
+    if answer.probe is not None and not _largest(answer.probe, view) <= SEEN_ALIKE:
+        raise ClipfitError(
+            f"{answer.consumer} preprocesses pictures in another way than the run; the export is not kept: "
+            "please report it."
+        )
+    opened = [k for k in range(len(expected)) if k not in answer.errors]
+    labels = [labels[k] for k in opened] if labels else []
+
+    def of_opened(logits: torch.Tensor) -> Agreement:
+        return _agreement(logits[opened], expected[opened], labels)
+
+    return Proof(
+        answer.consumer, "shots" if pictures.files else "random", identical,
+        of_opened(answer.file_logits) if pictures.files and answer.file_logits is not None else None,
+        _seen_otherwise(subject, pictures, pixels, answer), _read_otherwise(request, answer),
+        {what: of_opened(logits) for what, logits in answer.further.items()},
+        {what: _largest(probe, view) for what, probe in answer.further_probes.items()},
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -164,25 +182,30 @@ def _request(subject: Subject, pictures: Pictures, pixels: torch.Tensor) -> Requ
     texts = scoring.texts(model, names, template)
     images = torch.cat([model.encode_image(part, texts.class_tokens).cpu() for part in pixels.split(16)])  # (n, D)
     written = prompts(names, template)
+    return Request(
+        pixels.cpu(), _probe(model), written, [plain(model.source, text) for text in written],
+        model.tokenize(written).cpu(), pictures.files, images, texts.embeddings, model.scale.cpu(),
+    )  # fmt: skip
+
+
+def _probe(model: Clip) -> torch.Tensor:
+    """A picture of noise (h, w, 3) uint8, larger than the model takes and not of its shape.
+
+    Where the shorter side is resized to the model's, what is cut off the other one is even: half of an odd number is
+    rounded in one way here and another there, which moves the crop by a pixel; the rows of files show that.
+    """
+    height, width = (size + 37 * k for k, size in enumerate(model.image_size, 1))
+    while (model.image_size[0] * width // height - model.image_size[1]) % 2:
+        width += 1
     generator = torch.Generator().manual_seed(1)
-    probe = torch.randint(256, (3, *(size + 37 * k for k, size in enumerate(model.image_size, 1))), generator=generator)
-    return Request(pixels.cpu(), probe.to(torch.uint8).permute(1, 2, 0), written, model.tokenize(written).cpu(),
-                   pictures.files, images, texts.embeddings, model.scale.cpu())  # fmt: skip
+    return torch.randint(256, (3, height, width), generator=generator).to(torch.uint8).permute(1, 2, 0)
 
 
-def _require_seen_alike(model: Clip, probe: torch.Tensor, answer: Answer) -> None:
-    """Raises ClipfitError where the consumer preprocesses the probe (h, w, 3) uint8 in another way."""
-    if answer.probe is None:
-        return
-    view = model.normalize(model.geometry(to_pil_image(probe.permute(2, 0, 1)))[None])[0]
-    if not _largest(answer.probe, view) <= SEEN_ALIKE:
-        raise ClipfitError(
-            f"{answer.consumer} preprocesses pictures in another way than the run; the export is not kept: "
-            "please report it."
-        )
-
-
-def _seen_otherwise(pictures: Pictures, pixels: torch.Tensor, answer: Answer) -> tuple[SeenOtherwise, ...]:
+def _seen_otherwise(
+    subject: Subject, pictures: Pictures, pixels: torch.Tensor, answer: Answer
+) -> tuple[SeenOtherwise, ...]:
+    shortest = subject.model.source.preprocess_cfg.get("resize_mode", "shortest") == "shortest"
+    side = subject.model.image_size[0] if shortest else None
     found: list[SeenOtherwise] = []
     if answer.file_pixels is None:
         return ()
@@ -190,7 +213,7 @@ def _seen_otherwise(pictures: Pictures, pixels: torch.Tensor, answer: Answer) ->
         if k in answer.errors:
             found.append(SeenOtherwise(name, f"cannot be opened there ({answer.errors[k]})", stored(path).advice))
         elif _largest(answer.file_pixels[k], pixels[k]) > SEEN_ALIKE:
-            found.append(SeenOtherwise(name, *stored(path)))
+            found.append(SeenOtherwise(name, *stored(path, side)))
     return tuple(found)
 
 
@@ -199,6 +222,23 @@ def _agreement(found: torch.Tensor, expected: torch.Tensor, labels: Sequence[int
     best = found.argmax(1)
     accuracy = float((best == torch.tensor(labels)).float().mean()) if labels else None
     return Agreement(len(expected), _largest(found, expected), int((best == expected.argmax(1)).sum()), accuracy)
+
+
+def _read_otherwise(request: Request, answer: Answer) -> tuple[SeenOtherwise, ...]:
+    """Texts of which the consumer's own tokenizer makes other ids. Raises ClipfitError: even of their plain form."""
+    if answer.tokens is None:
+        return ()
+    found: list[SeenOtherwise] = []
+    given, plain_form = answer.tokens.split(len(request.texts))
+    for k, (text, repaired) in enumerate(zip(request.texts, request.plain_texts, strict=True)):
+        if not torch.equal(plain_form[k], request.tokens[k]):
+            raise ClipfitError(
+                f"{answer.consumer} makes other tokens of {repaired!r} than the run; the export is not kept: "
+                "please report it."
+            )
+        if not torch.equal(given[k], request.tokens[k]):
+            found.append(SeenOtherwise(text, "is repaired by open_clip before it is read", f"write {repaired!r}"))
+    return tuple(found)
 
 
 def _largest(found: torch.Tensor, expected: torch.Tensor) -> float:

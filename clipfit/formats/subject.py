@@ -21,6 +21,7 @@ from clipfit.runs.record import describe
 from clipfit.runs.run import Run
 
 ABOUT = "clipfit.json"  # in every export
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # --dtype
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ def about(subject: Subject) -> dict[str, Any]:
 def write_about(subject: Subject, folder: Path) -> None:
     """The file by which clipfit knows the folder for its own. Raises OutputError."""
     files.write_json(folder / ABOUT, {**about(subject), "adapt": subject.model.source.adapt_defaults})
+
+
+def plain(source: Source, text: str) -> str:
+    """A text as open_clip repairs it before it reads it: what other tokenizers have to be given for the same ids."""
+    cleaned: str = tokenizer_of(source).clean_fn(text)
+    return cleaned
 
 
 _EDITS = (f"{ADDED}head", f"{ADDED}tail")

@@ -163,6 +163,8 @@ def _proved(proof: Proof) -> list[str]:
     if proof.files:
         texts.append(f"  same files    {_agreeing(proof.files, f'shots as {proof.consumer} opens them')}")
     texts += [f"  {what}: {_agreeing(row, shown)}" for what, row in proof.further.items()]
+    texts += [f"  {what}: pixels of noise within {far:.1e}" for what, far in proof.further_pixels.items()]
+    texts += [f"note: {text.path!r} {text.reason}: {text.advice}" for text in proof.read_otherwise]
     alike: dict[tuple[str, str], list[str]] = {}
     for file in proof.seen_otherwise:
         alike.setdefault((file.reason, file.advice), []).append(file.path)

@@ -24,15 +24,17 @@ METADATA_KEY = "clipfit"  # one key of sorted JSON: several keys would be writte
 _HOST = socket.gethostname().replace(".", "-")
 
 
-def write_tensors(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and metadata; the same input gives the same bytes.
+def write_tensors(
+    path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], header: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors and metadata, or another header of one key; the same input gives the same bytes.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {METADATA_KEY: _json(metadata)}
-    atomically(path, lambda part: save_file(tensors, part, header))
+    named = dict(header or {METADATA_KEY: _json(metadata)})
+    atomically(path, lambda part: save_file(tensors, part, named))
 
 
 def read_tensors(

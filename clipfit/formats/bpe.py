@@ -1,0 +1,88 @@
+"""open_clip's byte-pair tokenizer as the files that Hugging Face's libraries read: the same ids for the same text.
+
+What they lack is open_clip's repair of a text before it is split (subject.plain): HTML entities, curly quotes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipfit.model.sources import Source
+from clipfit.model.tokenizing import tokenizer_of
+from clipfit.runs import files
+
+TOKENIZER = "tokenizer.json"
+START, END = "<|startoftext|>", "<|endoftext|>"  # as those libraries call what open_clip calls <start_of_text>
+SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def is_plain(text_cfg: Mapping[str, Any]) -> bool:
+    """Whether a text tower reads open_clip's own tokens, cleaned in the usual way."""
+    return not text_cfg.get("hf_tokenizer_name") and not text_cfg.get("tokenizer_kwargs")
+
+
+def write(folder: Path, source: Source, for_transformers: bool) -> None:
+    """tokenizer.json; and beside it what the transformers library wants. Raises OutputError."""
+    vocabulary, merges, length = _vocabulary(source)
+    files.write_text(folder / TOKENIZER, _compact(_tokenizer(vocabulary, merges, length)))
+    if not for_transformers:
+        return
+    named = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": END}
+    files.write_text(folder / "vocab.json", _compact(vocabulary))
+    files.write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))
+    files.write_json(folder / "special_tokens_map.json", named)
+    files.write_json(
+        folder / "tokenizer_config.json",
+        {**named, "tokenizer_class": "CLIPTokenizer", "processor_class": "CLIPProcessor", "model_max_length": length},
+    )
+
+
+def _vocabulary(source: Source) -> tuple[dict[str, int], list[tuple[str, str]], int]:
+    """Token → id, the merges in their order, and the context length."""
+    tokenizer = tokenizer_of(source)
+    names = {tokenizer.sot_token_id: START, tokenizer.eot_token_id: END}
+    vocabulary = {names.get(number, token): number for token, number in tokenizer.encoder.items()}
+    merges = sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
+    return vocabulary, merges, int(tokenizer.context_length)
+
+
+def _tokenizer(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], length: int) -> dict[str, Any]:
+    """What tokenizer.json holds: ids of a text between start and end, cut and filled to the context's length.
+
+    It is filled with the end-of-text token; behind the first end no id counts.
+    """
+    special = [
+        {"id": vocabulary[name], "content": name, "special": True, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False}
+        for name in (START, END)
+    ]  # fmt: skip
+    return {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": length}, "direction": "Right", "pad_to_multiple_of": None,
+                    "pad_id": vocabulary[END], "pad_type_id": 0, "pad_token": END},
+        "added_tokens": special,
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Removed", "invert": True},
+            BYTES,
+        ]},
+        "post_processor": {"type": "RobertaProcessing", "sep": [END, vocabulary[END]],
+                           "cls": [START, vocabulary[START]], "trim_offsets": False, "add_prefix_space": False},
+        "decoder": BYTES,
+        "model": {"type": "BPE", "dropout": None, "unk_token": END, "continuing_subword_prefix": "",
+                  "end_of_word_suffix": "</w>", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": vocabulary, "merges": [list(pair) for pair in merges]},
+    }  # fmt: skip
+
+
+def _compact(record: Any) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
