@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -183,10 +185,17 @@ def test_the_pretrained_weights_are_named_where_they_are_published(run):
     assert known == open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")["hf_hub"].rstrip("/")
 
 
-def test_the_code_of_the_card_runs(run, monkeypatch, capsys):
-    folder = export(ExportConfig(run, output=run.parent / "out")).output
+@pytest.mark.parametrize("format", ["open_clip", "safetensors", "difference"])
+def test_the_code_of_the_card_runs(run, monkeypatch, capsys, format):
+    folder = export(ExportConfig(run, format=format, output=run.parent / "out")).output
     picture(7).save(folder / "image.jpg")
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(folder)
-    exec(code, {})
+    for language, code in re.findall(r"```(sh|python)\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL):
+        if language == "sh":
+            python, script, *arguments = code.split()
+            assert python == "python"
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            runpy.run_path(script, run_name="__main__")
+        else:
+            exec(code, {})
     assert capsys.readouterr().out.strip() in open_run(run).base

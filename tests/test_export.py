@@ -56,6 +56,8 @@ def test_every_format_holds_a_run_of_every_method_or_says_why(cli, models, split
     if METHODS[method].edits(METHODS[method].configure({})) is None:
         assert refusal is None
     for alpha in (run.alpha, 0) if refusal is None else (0,):
+        if FORMATS[format].holds(run, in_effect(run, alpha), outputs.FORMATS[format].default):
+            continue  # a difference has every α in it
         done = cli("export", "run", "--format", format, "--alpha", alpha, "--json")
         assert done.code == 0, done.stderr
         assert done.document["proof"]["identical_pixels"]["same_labels"] == 6

@@ -91,7 +91,7 @@ def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path
     [
         (
             "open_clip",
-            {"model", "verbs/adapt.py", "formats/_consume_open_clip.py"},
+            {"model", "verbs/adapt.py", "formats/_consume_open_clip.py", "formats/_consume_difference.py"},
         ),  # adapt: its version; the consumer: it is nothing but that
         ("huggingface_hub", {"model/hub.py", "formats/card.py"}),
         ("rich", {"report"}),

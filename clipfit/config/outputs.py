@@ -47,6 +47,8 @@ class Takes:
 FORMATS: Mapping[str, Takes] = {
     "open_clip": Takes("a folder for open_clip's local-dir:"),
     "transformers": Takes("a folder for CLIPModel and CLIPProcessor", dtype=DTYPES),
+    "safetensors": Takes("one self-describing file of weights", dtype=DTYPES),
+    "difference": Takes("what changed against the pre-trained weights, for every α"),
 }
 
 

@@ -12,12 +12,16 @@ from clipfit.config import outputs
 from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.formats.base import Format
+from clipfit.formats.difference import Difference
 from clipfit.formats.open_clip import OpenClipFolder
+from clipfit.formats.safetensors import SafetensorsFile
 from clipfit.formats.transformers import TransformersFolder
 from clipfit.model.named import Additions
 from clipfit.runs.run import Run
 
-FORMATS: dict[str, Format] = {made.name: made for made in (OpenClipFolder(), TransformersFolder())}
+FORMATS: dict[str, Format] = {
+    made.name: made for made in (OpenClipFolder(), TransformersFolder(), SafetensorsFile(), Difference())
+}
 
 
 def require_installed(chosen: Format) -> None:

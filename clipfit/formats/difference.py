@@ -1,0 +1,221 @@
+"""What a run changed in the pre-trained weights, small enough to keep a hundred of: any α comes of one file.
+
+How it is stored is chosen by measuring: of the encodings (see `encoding`) the smallest whose logits are near enough.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfit.config.outputs import FormatOptions
+from clipfit.errors import ModelError, OutputError, UsageError
+from clipfit.formats import consumer, encoding, proof, unpacked
+from clipfit.formats.card import Usage
+from clipfit.formats.encoding import Encoded, Encoding
+from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder
+from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.subject import Subject, about, in_effect, write_about
+from clipfit.measure import scoring
+from clipfit.model import loading
+from clipfit.model import weights as tensors
+from clipfit.model.clip import Clip
+from clipfit.model.named import ADDED, Additions
+from clipfit.model.sources import LOCAL_DIR, Source, recorded_name
+from clipfit.runs import files
+from clipfit.runs.record import typed
+from clipfit.runs.run import Run
+
+SCRIPT = "_consume_difference.py"
+DIFFERENCE, RESTORE = "difference.safetensors", "restore.py"
+BOUND = 1e-2  # of a logit, for the export to be kept
+NEAR = BOUND / 4  # for an encoding to be chosen: other pictures and names may differ more
+PICTURES, NAMES = 32, 64  # at most, that encodings are measured on
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An encoding: what it takes, also as a share of all weights in fp32, and by how much logits differ at α = 1."""
+
+    encoding: str
+    bytes: int
+    share: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class DifferenceProof(Proof):
+    """With the encodings that were tried, the chosen one first."""
+
+    encodings: tuple[Tried, ...] = ()
+
+
+class Difference:
+    """The tensors that changed, at low precision or as products of low rank."""
+
+    name = "difference"
+    libraries = ()
+
+    def holds(self, run: Run, additions: Additions, options: FormatOptions) -> str | None:
+        """A run that is a plain CLIP at every α, for every α is in it."""
+        return OpenClipFolder().holds(run, in_effect(run, 1.0), options)
+
+    def write(self, subject: Subject, folder: Path) -> None:
+        """Raises OutputError where the place cannot be written or has no room; ModelError: see Run.pretrained."""
+        run = subject.run
+        before, after = _plain(run.pretrained().state()), _plain(run.finetuned())
+        chosen, tried = _chosen(run, before, after)
+        files.require_room(folder, chosen.bytes)
+        base = {"model": run.source.model, "pretrained": run.source.pretrained, "sha256": tensors.state_sha256(before)}
+        described = {"base": base, "scales": dict(chosen.scales), "encodings": [asdict(one) for one in tried]}
+        files.write_tensors(folder / DIFFERENCE, chosen.tensors, {**about(subject), **described})
+        files.write_text(folder / RESTORE, (consumer.SCRIPTS / SCRIPT).read_text("utf-8"))
+        write_about(subject, folder)
+
+    def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
+        """open_clip's logits, of what the script in the folder makes of it: at α, and at 1, where they differ most.
+
+        Raises:
+            ClipfitError: they differ by more than a hundredth.
+        """
+        run = subject.run
+        bound = BOUND / float(subject.model.scale)
+        at_one = replace(subject, alpha=1.0, model=loading.rebuild(run.source, _plain(run.finetuned())))
+        proofs = []
+        with _base(run) as base:
+            for each in (subject, at_one):
+                told = [str(folder.absolute()), "--alpha", repr(each.alpha), "--model", f"{LOCAL_DIR}{base}"]
+                proofs.append(proof.prove(each, pictures, functools.partial(unpacked.consume, SCRIPT, told), bound))
+        made, most = proofs
+        tried = tuple(Tried(**one) for one in files.read_metadata(folder / DIFFERENCE)["encodings"])
+        return DifferenceProof(**{**vars(made), "further": {"α = 1": most.identical_pixels}}, encodings=tried)
+
+    def usage(self, subject: Subject, folder: Path) -> Usage:
+        """By the script, with open_clip, and the encodings that were tried."""
+        rows = [Tried(**one) for one in files.read_metadata(folder / DIFFERENCE)["encodings"]]
+        table = "\n".join(
+            f"| {row.encoding} | {row.bytes / 1e6:.1f} MB | {100 * row.share:.1f} % | {row.largest_difference:.1g} |"
+            for row in rows
+        )
+        return Usage("open_clip", f"{USAGE}\n{TABLE}\n{table}\n")
+
+
+USAGE = """
+`difference.safetensors` holds what was added to the pre-trained weights, for every α. `restore.py`, which needs torch,
+safetensors and open_clip, adds it to them, after a look at their SHA-256, and writes a folder that open_clip loads:
+
+```sh
+python restore.py . restored --alpha 0.5
+```
+
+open_clip fetches the pre-trained weights; where they are elsewhere, say so with `--model` and `--pretrained`. Then:
+
+```python
+import json
+
+import open_clip
+import torch
+from PIL import Image
+
+with open("clipfit.json", encoding="utf-8") as file:
+    about = json.load(file)
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:restored")
+tokenize = open_clip.get_tokenizer("local-dir:restored")
+model.eval()
+with torch.no_grad():
+    texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
+    text_features = model.encode_text(texts, normalize=True)
+    image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
+    probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
+print(about["classes"][probabilities.argmax()])
+```
+"""
+TABLE = """
+How the difference is stored was chosen by measuring: the first row is in the file. Sizes are of the tensors, also as a
+share of all weights in fp32; differences are of a logit at α = 1, the largest on the run's shots.
+
+| encoding | size | share | largest difference |
+|---|---|---|---|"""
+
+
+def restore(folder: Path, alpha: float | None = None, model: str | None = None) -> Clip:
+    """The model at α of an export in this format.
+
+    Args:
+        alpha: from 0 to 1; None: the one that was exported at. model: where the pre-trained weights are, if not where
+            they were: a folder, or what `adapt --model` takes, with the recorded tag.
+
+    Raises:
+        UsageError: α is not from 0 to 1. ModelError: the file is damaged, or the pre-trained weights cannot be had or
+            are not those that the difference was taken from.
+    """
+    stored, described = files.read_tensors(folder / DIFFERENCE)
+    try:
+        source = typed(described["pretrained"], Source, folder / DIFFERENCE)
+        encoded = Encoded(stored, typed(described["scales"], dict[str, float], folder / DIFFERENCE))
+        alpha = float(described["alpha"]) if alpha is None else alpha
+        sha256 = str(described["base"]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / DIFFERENCE} is no difference of clipfit's: it has no {error}.") from error
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha must be from 0 to 1; found {alpha}.")
+    clip = loading.reload(replace(source, model=recorded_name(model) if model else source.model, sha256=sha256))
+    clip.load_state(encoding.add(clip.state(), encoded, alpha))
+    return clip
+
+
+def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what has no effect: see `holds`."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(ADDED)}
+
+
+def _chosen(
+    run: Run, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> tuple[Encoded, tuple[Tried, ...]]:
+    """The smallest encoding that is near enough, and what all of them came to, that one first."""
+    changed = encoding.changes(before, after)
+    found = encoding.factors(changed, run.record.lora.rank) if run.record.lora else {}
+    clip = loading.rebuild(run.source, after)
+    pictures = proof.pictures_of(run, clip).images[:PICTURES]
+    expected, full = _logits(clip, run, pictures), clip.bytes
+    tried: list[tuple[Encoding, Tried]] = []
+    for each in encoding.encodings(bool(found)):
+        encoded = encoding.encode(changed, found, each)
+        clip.load_state(encoding.add(before, encoded, 1.0))
+        differs = float((_logits(clip, run, pictures) - expected).abs().max())
+        tried.append((each, Tried(each.name, encoded.bytes, encoded.bytes / full, differs)))
+    near = [pair for pair in tried if pair[1].largest_difference <= NEAR]
+    best = min(near or tried, key=lambda pair: pair[1].bytes if near else pair[1].largest_difference)
+    others = sorted((one for _, one in tried if one != best[1]), key=lambda one: one.bytes)
+    return encoding.encode(changed, found, best[0]), (best[1], *others)
+
+
+@torch.no_grad()
+def _logits(clip: Clip, run: Run, pictures: torch.Tensor) -> torch.Tensor:
+    """Of uint8 pictures (n, 3, H, W) among the first base classes: (n, C)."""
+    texts = scoring.texts(clip, run.base[:NAMES], run.template)
+    features = [clip.encode_image(clip.normalize(part)).cpu() for part in pictures.split(16)]
+    return clip.scale.cpu() * torch.cat(features) @ texts.embeddings.T
+
+
+@contextmanager
+def _base(run: Run) -> Iterator[Path]:
+    """The pre-trained model as open_clip loads it, while the proof needs it."""
+    clip = run.pretrained()
+    config: dict[str, Any] = {"model_cfg": run.source.model_cfg, "preprocess_cfg": run.source.preprocess_cfg}
+    try:
+        with tempfile.TemporaryDirectory(prefix="clipfit-") as place:
+            files.write_tensors(Path(place) / WEIGHTS, _plain(clip.state()), {})
+            files.write_json(Path(place) / CONFIG, config)
+            yield Path(place)
+    except OSError as error:
+        raise OutputError(
+            f"the export cannot be tried out in {tempfile.gettempdir()}: {error.strerror or error}."
+        ) from error
