@@ -90,7 +90,8 @@ def test_a_browser_shows_it(cli: Cli, split_run, tmp_path):
     probe.write_text(text.replace("</body>", f"{script}</body>"), "utf-8")
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800",
-         "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()], capture_output=True, text=True, check=True, timeout=100,
+         "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()], capture_output=True, text=True,
+        check=True, timeout=100,
     )  # fmt: skip
     found = re.search(r"<title>(.*?)</title>", done.stdout)
     assert found is not None
