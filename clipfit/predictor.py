@@ -184,7 +184,7 @@ class Predictor:
     def judged(self, views: torch.Tensor, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
         """Views (B, 3, H, W) uint8 → embeddings (B, D) and logits (B, C), on the CPU."""
         u = self.embedded(views, candidates)
-        return u, self.clip.scale.cpu() * u @ candidates.texts.embeddings.T
+        return u, self.clip.logits(u, candidates.texts.embeddings)
 
     def predictions(self, logits: torch.Tensor, candidates: Candidates, top: int) -> list[Prediction]:
         """Logits (B, C) → what each image is taken for; ties go to the class that stands first."""

@@ -75,7 +75,9 @@ def edited(x: Tensor, z: Tensor, a: float, b: float, rho: float, gamma: float) -
     out = x.clone()
     for image in range(len(x)):
         patches = range(x.shape[1])
-        s = [[float(torch.dot(x[image, i], c) / (x[image, i].norm() * c.norm())) for c in z] for i in patches]
+        s = [
+            [float((torch.dot(x[image, i], c) / (x[image, i].norm() * c.norm())).detach()) for c in z] for i in patches
+        ]
         order = sorted(patches, key=lambda i: (-max(s[i]), i))
         for i in order[: math.floor(round(len(order) * rho, 6))]:
             out[image, i] = x[image, i] + a * z[s[i].index(max(s[i]))]

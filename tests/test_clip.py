@@ -178,12 +178,12 @@ def test_a_tag_without_a_network_names_what_works_offline(monkeypatch):
         assert word in str(caught.value)
 
 
-def test_a_model_of_another_class_is_refused(tmp_path):
+def test_a_captioner_is_refused(tmp_path):
     folder = make_model(tmp_path / "model")
     config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["custom_text"] = True
+    config["model_cfg"].update(custom_text=True, multimodal_cfg={})
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="clipfit adapts models of open_clip's CLIP class only"):
+    with pytest.raises(ModelError, match="is a CoCa, whose captioner would be lost"):
         loading.load(f"local-dir:{folder}")
 
 

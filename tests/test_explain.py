@@ -387,7 +387,7 @@ def test_a_model_without_patches_is_refused_before_anything_is_computed(cli, spl
 
     monkeypatch.setattr(verb.loading, "rebuild", computed)
     monkeypatch.setattr(verb, "decode", computed)
-    cli("explain", made.document["run"], image).fails(4, "ModifiedResNet", "no patch tokens", "ViT-B-16")
+    cli("explain", made.document["run"], image).fails(4, "ModifiedResNet", "no sequence of patch tokens", "ViT-B-16")
 
 
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, atha_run, image, tmp_path):

@@ -7,9 +7,10 @@ import json
 import math
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
-from conftest import picture
+from conftest import TEXT, VISION, picture
 from safetensors.torch import load_file
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -243,6 +244,6 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, split):
     cli(*adapt, models["vit"], "--tuning", "lora", "--lora-rank", 0).fails(2, "lora_rank must be at least 1; found 0")
     with pytest.raises(UsageError, match="dropout"):
         LoraSettings(dropout=1.0)
-    with pytest.raises(ModelError, match="plain multi-head attention"):
-        lora.attach(torch.nn.ModuleDict({"visual": torch.nn.Linear(1, 1), "transformer": torch.nn.Linear(1, 1)}),
-                    Adapters(LoraSettings(), 0, torch.device("cpu")))  # fmt: skip
+    normed = open_clip.CLIP(32, VISION, {**TEXT, "qk_norm": True})
+    with pytest.raises(ModelError, match="plain multi-head attention, but the text tower has Attention: use --tuning"):
+        lora.attach(normed, Adapters(LoraSettings(), 0, torch.device("cpu")))

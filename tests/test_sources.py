@@ -334,10 +334,10 @@ def test_a_folder_for_a_weight_file(folder, no_download):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "RN50", "--method", "atha"), "the image tower of RN50 is a ModifiedResNet: take a ViT"),
+        (("--model", "RN50", "--method", "atha"), "that of RN50 is a ModifiedResNet, which has no sequence"),
         (("--model", "RN50", "--tuning", "lora"), "--tuning lora needs two transformers"),
         (("--model", "coca_ViT-B-32", "--pretrained", "laion2b_s13b_b90k"), "coca_ViT-B-32 is a CoCa"),
-        (("--model", "ViT-B-16-SigLIP", "--pretrained", "webli"), "ViT-B-16-SigLIP is a CustomTextCLIP"),
+        (("--model", "PE-Core-B-16", "--pretrained", "meta", "--method", "atha"), "pools its patches by attention"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

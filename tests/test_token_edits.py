@@ -14,6 +14,7 @@ from clipfit.config.edits import EditSettings
 from clipfit.errors import ModelError, UsageError
 from clipfit.model import loading
 from clipfit.model.edits import edit_tokens, ends, invert_head, share
+from clipfit.model.image_tower import Head
 from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 
@@ -79,7 +80,7 @@ def test_class_tokens_invert_the_vision_head(width, embed):
     draw = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(*shape, generator=draw)  # noqa: E731
     f, proj, weight, bias = normal(5, embed), normal(width, embed), 1 + 0.1 * normal(width), normal(width)
-    z = invert_head(f, proj, weight, bias)
+    z = invert_head(f, Head(proj, None, weight, bias))
     through = (z * weight + bias) @ proj
     y = torch.linalg.lstsq(proj.T.double(), f.T.double(), driver="gelsd").solution.T
     torch.testing.assert_close((z * weight + bias).double(), y, atol=2e-4, rtol=1e-3)
@@ -87,10 +88,10 @@ def test_class_tokens_invert_the_vision_head(width, embed):
         torch.testing.assert_close(through, f, atol=1e-4, rtol=1e-4)
     for tensor in (f, proj, weight, bias):
         tensor.requires_grad_(True)
-    invert_head(f, proj, weight, bias).square().sum().backward()
+    invert_head(f, Head(proj, None, weight, bias)).square().sum().backward()
     assert f.grad is not None
     assert proj.grad is weight.grad is bias.grad is None
-    transposed = invert_head(f, proj, weight, bias, "transpose")
+    transposed = invert_head(f, Head(proj, None, weight, bias), "transpose")
     torch.testing.assert_close(transposed, (f @ proj.T - bias) / weight)
 
 
@@ -134,7 +135,9 @@ def test_an_unknown_inverse():
 
 
 def test_only_a_vision_transformer_has_patch_tokens(models):
-    with pytest.raises(ModelError, match="ModifiedResNet: take a ViT"):
+    with pytest.raises(
+        ModelError, match="a ModifiedResNet, which has no sequence of patch tokens of one width: take a"
+    ):
         loading.load(models["resnet"]).with_additions(Additions(EditSettings()))
 
 

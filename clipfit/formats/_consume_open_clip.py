@@ -27,7 +27,8 @@ def main(folder: str, exchange: Path) -> None:
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
         features = [model.encode_image(part, normalize=True) for part in pixels.split(16)]  # [(≤ 16, D)]
-        return model.logit_scale.exp() * torch.cat(features) @ texts.T  # (n, C)
+        scaled = model.logit_scale.exp() * torch.cat(features) @ texts.T  # (n, C)
+        return scaled if model.logit_bias is None else scaled + model.logit_bias
 
     errors: dict[str, str] = {}
     seen = torch.full_like(tensors["pixels"], torch.nan)  # (n, 3, H, W)

@@ -144,7 +144,7 @@ def prove(
     model = subject.model
     pixels = model.normalize(pictures.images)
     request = _request(subject, pictures, pixels)
-    expected = request.scale * request.image_embeddings @ request.text_embeddings.T  # (n, C)
+    expected = model.logits(request.image_embeddings, request.text_embeddings)  # (n, C)
     labels = [subject.run.base.index(name) for name in pictures.classes]
     answer = ask(request)
     identical = _agreement(answer.logits, expected, labels)

@@ -63,7 +63,7 @@ def predict(
     for start in range(0, len(chosen), batch_size):
         batch = chosen[start : start + batch_size]
         u = image_embeddings(clip, images, batch, batch_size, z)  # (B, D)
-        logits[start : start + len(batch)] = clip.scale.cpu() * u @ t.T
+        logits[start : start + len(batch)] = clip.logits(u, t)
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.functional import normalize, pil_to_tensor
 
-from clipfit.model import compat
+from clipfit.model import compat, text_tower
 from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, editing, invert_head
+from clipfit.model.image_tower import PatchTower, patch_tower
 from clipfit.model.lora import Adapters
 from clipfit.model.named import Additions, NamedWeights
 from clipfit.model.sources import Source, geometry_of
@@ -32,22 +32,25 @@ class Texts(NamedTuple):
 
 
 class Clip(NamedWeights):
-    """A CLIP of open_clip's `CLIP` class (ViT or ResNet), in evaluation mode, with what belongs to it.
+    """A two-tower model of open_clip's (CLIP or CustomTextCLIP), in evaluation mode, with what belongs to it.
 
-    The model stays in evaluation mode during adaptation too: dropout off, batch-norm statistics as pre-trained.
+    The model stays in evaluation mode during adaptation too: dropout and stochastic depth off, batch-norm statistics
+    as pre-trained.
 
     What it has beyond open_clip's CLIP is fixed at construction and changes nothing before it is trained. With `edits`
     (ATHA) the features of an image depend on the class texts it is compared with: they are encoded with the class
     tokens of exactly those texts, and never cached across sets of classes.
     """
 
-    def __init__(self, model: open_clip.CLIP, source: Source, device: torch.device, additions: Additions | None = None):
+    def __init__(self, model: compat.Model, source: Source, device: torch.device, additions: Additions | None = None):
         """Raises ModelError or UsageError where the model cannot have the additions."""
         self.model = model.eval().to(device)
         self.source = source
         self.device = device
         self.precision = "fp32"  # of the towers; embeddings and losses are float32 always
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
+        if self.model.logit_bias is not None:
+            self.model.logit_bias.requires_grad_(False)  # no softmax can train it
         self._tokenizer = tokenizer_of(source)
         self._geometry = geometry_of(source)
         self.image_size = compat.image_size(model)
@@ -60,9 +63,8 @@ class Clip(NamedWeights):
         settings = self.additions.edits
         if settings is None:
             return None
-        compat.require_patch_tokens(self.model, self.source.model)
-        blocks = len(compat.image_blocks(self.model))
-        settings = settings.placed(blocks, len(compat.text_blocks(self.model)))
+        blocks = len(self.patch_tower.blocks)
+        settings = settings.placed(blocks, len(text_tower.blocks(self.model, self.source.model)))
         self.additions = replace(self.additions, edits=settings)
         return TokenEdits(settings, blocks).to(self.device)
 
@@ -78,9 +80,9 @@ class Clip(NamedWeights):
         return int(self.source.model_cfg["embed_dim"])
 
     @property
-    def patch_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of a vision transformer."""
-        return compat.patch_grid(self.model)
+    def patch_tower(self) -> PatchTower:
+        """The image tower as one of patch tokens. Raises ModelError where it is none."""
+        return patch_tower(self.model, self.source.model)
 
     def with_additions(self, additions: Additions, copied: bool = False) -> Clip:
         """The same open_clip model, or an independent copy of it, with other additions, which start without effect.
@@ -118,7 +120,7 @@ class Clip(NamedWeights):
         # without effect, the features are plain CLIP's to the bit in bf16 too: the stream stays what it is
         still = self.edits is not None and not torch.is_grad_enabled() and self.edits.without_effect
         if self.edits and class_tokens is not None and not (still and seen is None):
-            changing = editing(compat.image_blocks(self.model), self.edits, class_tokens, self.scale, seen)
+            changing = editing(self.patch_tower, self.edits, class_tokens, self.scale, seen)
         with autocast(self.device, self.precision), changing:
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=1)
@@ -131,9 +133,8 @@ class Clip(NamedWeights):
         """Token ids (C, context length) → what the images need of these texts, by one pass through the text tower."""
         inner_block = self.edits.settings.text_block if self.edits else None
         with self._drawing(rows), autocast(self.device, self.precision):
-            features, *inner = compat.text_features(
-                self.model, compat.cut(self.model, tokens), self.context, inner_block
-            )
+            cut = text_tower.cut(self.model, tokens)
+            features, *inner = text_tower.features(self.model, cut, self.context, inner_block)
         t = F.normalize(features.float(), dim=1)
         return Texts(t, self._class_tokens(inner[0].float()) if inner else None)
 
@@ -147,6 +148,14 @@ class Clip(NamedWeights):
         """Images (B, 3, H, W) and the texts (C, context length) they are compared with → u (B, D), t (C, D)."""
         texts = self.read(tokens, text_rows)
         return self.encode_image(images, texts.class_tokens, image_rows), texts.embeddings
+
+    def logits(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """τ⁻¹·u·tᵀ of embeddings (n, D) and (C, D), and the model's bias where it has one (SigLIP): (n, C).
+
+        The bias is no class's own, and cancels in a softmax over them; it counts where a consumer takes the sigmoid.
+        """
+        scaled = self.scale.to(u) * u @ t.to(u).T
+        return scaled if self.bias is None else scaled + self.bias.to(u)
 
     def _drawing(self, rows: Rows | None) -> contextlib.AbstractContextManager[object]:
         return self.adapters.drawing(rows) if self.adapters else contextlib.nullcontext()
@@ -164,7 +173,7 @@ class Clip(NamedWeights):
         """Text features (C, D) → class tokens z (C, V), by the vision head of this forward pass."""
         assert self.edits is not None
         with torch.autocast(self.device.type, enabled=False):
-            return invert_head(features, *compat.head(self.model), self.edits.settings.class_token_inverse)
+            return invert_head(features, self.patch_tower.head, self.edits.settings.class_token_inverse)
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from clipfit.errors import ModelError, UsageError
-from clipfit.model import compat
+from clipfit.model import text_tower
 
 
 def word_embeddings(model: Any, tokens: torch.Tensor, words: str, name: str) -> torch.Tensor:
@@ -20,15 +20,16 @@ def word_embeddings(model: Any, tokens: torch.Tensor, words: str, name: str) -> 
         ModelError: a text tower that pools elsewhere than at the end of the text, so that the end cannot be told.
         UsageError: there are no words, or the last one runs into the class name.
     """
-    if not compat.pools_at_end(model):
+    tower = text_tower.require_own(model, name, "a learnt context")
+    if not tower.pools_at_end:
         raise ModelError(
             "context vectors need texts that are read at their end-of-text token, but the text tower of "
-            f"{name} pools by {model.text_pool_type!r}: leave --context out."
+            f"{name} pools by {tower.pool!r}: leave --context out."
         )
     if words[-1:].isalnum():
         raise UsageError("context vectors stand for whole words, but the template's run into the class name.")
-    count = int(compat.ends(model, tokens)) - 1  # between start and end of the text
+    count = int(tower.ends(tokens)) - 1  # between start and end of the text
     if count < 1:
         raise UsageError("context vectors stand for words before the class name, but the template has none there.")
-    embeddings: torch.Tensor = model.token_embedding(tokens[0, 1 : 1 + count]).detach()
+    embeddings: torch.Tensor = tower.parts.token_embedding(tokens[0, 1 : 1 + count]).detach()
     return embeddings.clone()

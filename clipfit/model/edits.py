@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from clipfit.config.edits import EditSettings
+from clipfit.model.image_tower import Head, PatchTower
 
 
 class TokenEdits(torch.nn.Module):
@@ -56,28 +57,29 @@ class TokenEdits(torch.nn.Module):
 
 @contextlib.contextmanager
 def editing(
-    blocks: Sequence[torch.nn.Module],
+    tower: PatchTower,
     edits: TokenEdits,
     class_tokens: torch.Tensor,
     scale: torch.Tensor,
     seen: list[Look] | None = None,
 ) -> Iterator[None]:
-    """Within: patch tokens are edited before every block of a vision transformer; the class token stays as it is.
+    """Within: patch tokens are edited before every block of a vision transformer; what is before them stays as it is.
 
     Args:
         class_tokens: (C, V). scale: τ⁻¹. seen: takes what every block's edit goes by, as its tokens come to it.
     """
 
     def edited(block: int, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x, *rest = args  # (B, 1 + L, V)
+        x, *rest = args  # (B, prefix + L, V)
+        patches = x[:, tower.prefix :]
         if seen is not None:
-            seen.append(look(x[:, 1:], class_tokens, edits.settings.head_ratio, edits.settings.tail_ratio))
+            seen.append(look(patches, class_tokens, edits.settings.head_ratio, edits.settings.tail_ratio))
         with torch.autocast(x.device.type, enabled=False):  # a ranking in bf16 would be one of ties
-            patches = edits(x[:, 1:], class_tokens, block, scale)
+            patches = edits(patches, class_tokens, block, scale)
         # float32 from here on: open_clip's blocks add their bf16 products to it, and its norms keep the type they get
-        return (torch.cat([x[:, :1].float(), patches], 1), *rest)
+        return (torch.cat([x[:, : tower.prefix].float(), patches], 1), *rest)
 
-    handles = [b.register_forward_pre_hook(functools.partial(edited, number)) for number, b in enumerate(blocks)]
+    handles = [b.register_forward_pre_hook(functools.partial(edited, number)) for number, b in enumerate(tower.blocks)]
     try:
         yield
     finally:
@@ -155,22 +157,26 @@ def share(count: int, ratio: float) -> int:
     return math.floor(count * ratio + 1e-9)
 
 
-def invert_head(
-    f: torch.Tensor, proj: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, inverse: str = "least-squares"
-) -> torch.Tensor:
+def invert_head(f: torch.Tensor, head: Head, inverse: str = "least-squares") -> torch.Tensor:
     """Class tokens: text features brought into the vision width by inverting the vision head, f (C, D) → z (C, V).
 
     The head maps a normalised token through `ln_post`'s affine part and projᵀ; z = (y − bias) / weight, where y is the
     solution of projᵀ·y = f: for D ≤ V the one of least norm (proj = QR, y = Q·R⁻ᵀ·f), else the least squares. The
-    paper writes LayerNorm(T)·W_projᵀ, which is `transpose`: y = proj·f; the authors' code solves.
+    paper writes LayerNorm(T)·W_projᵀ, which is `transpose`: y = proj·f; the authors' code solves. A head that adds an
+    offset (timm's have one) is inverted with it: f less the offset stands in place of f.
 
     Gradients flow to f alone.
 
     Args:
-        f: (C, D) float32. proj: (V, D). weight, bias: (V,), of ln_post.
+        f: (C, D) float32.
     """
-    proj, weight, bias = proj.detach().float(), weight.detach().float(), bias.detach().float()
-    if inverse == "transpose":
+    proj, offset, weight, bias = (None if part is None else part.detach().float() for part in head)
+    assert weight is not None
+    assert bias is not None
+    f = f if offset is None else f - offset
+    if proj is None:
+        y = f
+    elif inverse == "transpose":
         y = f @ proj.T
     elif proj.shape[1] <= proj.shape[0]:
         q, r = torch.linalg.qr(proj)  # (V, D), (D, D)

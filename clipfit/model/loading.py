@@ -36,13 +36,12 @@ def fetch(
         UsageError: the additions name a block that the model does not have, or words that cannot be learnt.
     """
     model = _built(origin)
-    size = model.visual.image_size
     source = Source(
         model=origin.model,
         pretrained=origin.pretrained,
         sha256="",
         model_cfg=origin.model_cfg,
-        preprocess_cfg={**origin.preprocess_cfg, "size": size if isinstance(size, int) else list(size)},
+        preprocess_cfg={**origin.preprocess_cfg, "size": compat.recorded_size(model)},
         adapt_defaults=origin.adapt_defaults,
     )
     if additions or tokenizing.is_of_transformers(source):
@@ -116,7 +115,7 @@ def _require_same(source: Source, found: str) -> None:
         )
 
 
-def _built(origin: Origin | Source) -> open_clip.CLIP:
+def _built(origin: Origin | Source) -> compat.Model:
     """The architecture, with random weights. Raises ModelError where open_clip cannot build it."""
     with quiet():
         try:

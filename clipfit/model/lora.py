@@ -1,8 +1,8 @@
 """Low-rank adapters on the queries, keys and values of every transformer block, merged into plain weights at the end.
 
 LoRA: "Low-Rank Adaptation of Large Language Models", arXiv 2106.09685; on CLIP: CLIP-LoRA, arXiv 2405.18541, and ATHA,
-arXiv 2605.29776. q, k and v share one matrix in open_clip's blocks, which keepers of LoRA libraries treat as one
-matrix of one rank; the papers adapt each of the three, with a dropout of its own, hence these lines.
+arXiv 2605.29776. q, k and v share one matrix in the blocks of open_clip and timm, which keepers of LoRA libraries treat
+as one matrix of one rank; the papers adapt each of the three, with a dropout of its own, hence these lines.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from clipfit import streams
 from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError
-from clipfit.model import compat
+from clipfit.model import attention
 from clipfit.streams import Rows
 
 if TYPE_CHECKING:
@@ -69,49 +69,86 @@ class Adapters:
         return streams.generator(self._seed, purpose, *index, device=self._device)
 
 
-class LoraAttention(torch.nn.Module):
-    """Self-attention with frozen weights W and adapters: (W_j + s·B_j·A_j)·x for j in q, k, v.
+class Place(NamedTuple):
+    """Where adapters are: the tower ("image" or "text"), the number of its block, and which of q, k, v they are for."""
 
-    Stands in for an `nn.MultiheadAttention` in a block of open_clip's: batch first, inputs (n, L, width).
-    """
+    tower: str
+    block: int
+    parts: tuple[int, ...]
 
-    def __init__(self, frozen: torch.nn.MultiheadAttention, adapters: Adapters, tower: str, block: int):
+
+class LowRank(torch.nn.Module):
+    """s·B_j·A_j for some of q, k, v (j = 0, 1, 2), beside frozen weights of (parts · out, width)."""
+
+    def __init__(self, like: torch.Tensor, adapters: Adapters, place: Place):
         super().__init__()
-        self.frozen, self.adapters, self.tower, self.block = frozen, adapters, tower, block
-        self.settings = adapters.settings
-        width, like = frozen.embed_dim, frozen.in_proj_weight
-        self.down = torch.nn.Parameter(adapters.started(tower, block, (3, self.settings.rank, width)).to(like))  # A
-        self.up = torch.nn.Parameter(like.new_zeros(3, width, self.settings.rank))  # B: the first step starts at CLIP
+        self.adapters, self.place, self.settings = adapters, place, adapters.settings
+        rank, parts, width = self.settings.rank, list(place.parts), like.shape[1]
+        started = adapters.started(place.tower, place.block, (3, rank, width))[parts]
+        self.down = torch.nn.Parameter(started.to(like))  # A: (parts, rank, width)
+        # B: (parts, out, rank), 0 so that the first step starts at CLIP
+        self.up = torch.nn.Parameter(like.new_zeros(len(parts), len(like) // len(parts), rank))
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        need_weights: bool,
-        attn_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, None]:
-        """Called as open_clip's blocks call their attention: key and value are x itself."""
-        f = self.frozen
-        qkv = F.linear(x, f.in_proj_weight, f.in_proj_bias).unflatten(2, (3, -1))  # (n, L, 3, width)
+    def added(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (n, L, width) → what is added to their projections: (n, L, parts, out)."""
         low = torch.einsum("jnld,jrd->nljr", self._dropped(x), self.down)
-        qkv = qkv + self.settings.scaling * torch.einsum("nljr,jdr->nljd", low, self.up)
-        q, k, v = qkv.unflatten(3, (f.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (n, heads, L, head width)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return f.out_proj(seen.transpose(1, 2).flatten(2)), None
+        return self.settings.scaling * torch.einsum("nljr,jdr->nljd", low, self.up)
 
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
-        """The input of the three adapters, (3, n, L, width), with a dropout mask for each."""
-        p = self.settings.dropout
+        """The input of the adapters, (parts, n, L, width), with a dropout mask for each."""
+        p, place = self.settings.dropout, self.place
         if p == 0 or not torch.is_grad_enabled():
-            return x.expand(3, *x.shape)
-        kept = self.adapters.mask(self.tower, self.block, *x.shape[1:])
+            return x.expand(len(place.parts), *x.shape)
+        kept = self.adapters.mask(place.tower, place.block, *x.shape[1:])[list(place.parts)]
         return x * kept.to(x) / (1 - p)
 
     @torch.no_grad()
-    def merged(self) -> torch.nn.MultiheadAttention:
-        """The attention it stood in for, with W_j + s·B_j·A_j for weights."""
-        self.frozen.in_proj_weight.add_(self.settings.scaling * (self.up @ self.down).flatten(0, 1))
+    def merge_into(self, weight: torch.Tensor) -> None:
+        """W_j + s·B_j·A_j."""
+        weight.add_(self.settings.scaling * (self.up @ self.down).flatten(0, 1))
+
+
+class LoraAttention(LowRank):
+    """Self-attention with frozen weights W and adapters: (W_j + s·B_j·A_j)·x for j in q, k, v.
+
+    Stands in for the attention in a block of open_clip's, torch's own or open_clip's: batch first, (n, L, width).
+    """
+
+    def __init__(self, frozen: Any, adapters: Adapters, place: Place):
+        super().__init__(frozen.in_proj_weight, adapters, place)
+        self.frozen = frozen
+
+    def forward(self, x: torch.Tensor, *_same: Any, attn_mask: torch.Tensor | None = None, **_options: Any) -> Any:
+        """Called as open_clip's blocks call their attention: key and value, where they are named, are x itself."""
+        f = self.frozen
+        qkv = F.linear(x, f.in_proj_weight, f.in_proj_bias).unflatten(2, (3, -1)) + self.added(x)  # (n, L, 3, width)
+        q, k, v = qkv.unflatten(3, (f.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (n, heads, L, head width)
+        mask = None if attn_mask is None else attn_mask.to(q)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = f.out_proj(seen.transpose(1, 2).flatten(2))
+        return (out, None) if isinstance(f, torch.nn.MultiheadAttention) else out
+
+    def merged(self) -> Any:
+        """The attention it stood in for, with the adapters in its weights."""
+        self.merge_into(self.frozen.in_proj_weight)
+        return self.frozen
+
+
+class LoraLinear(LowRank):
+    """The layer that makes q, k and v of tokens in timm's attention, or one of them, with its adapters."""
+
+    def __init__(self, frozen: torch.nn.Linear, adapters: Adapters, place: Place):
+        super().__init__(frozen.weight, adapters, place)
+        self.frozen = frozen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens (n, L, width) → (n, L, parts · out)."""
+        out: torch.Tensor = self.frozen(x) + self.added(x).flatten(2)
+        return out
+
+    def merged(self) -> torch.nn.Linear:
+        """The layer it stood in for, with the adapters in its weights."""
+        self.merge_into(self.frozen.weight)
         return self.frozen
 
 
@@ -131,32 +168,43 @@ def adapted(clip: Clip, settings: LoraSettings, seed: int) -> Iterator[None]:
 
 def require_attention(model: Any) -> None:
     """Raises ModelError for a tower that is no transformer, or one whose attention is of another kind."""
-    for blocks in compat.towers(model).values():
+    reason = lacks_attention(model)
+    if reason:
+        raise ModelError(
+            f"--tuning lora needs two transformers with plain multi-head attention, but {reason}: use --tuning full."
+        )
+
+
+def lacks_attention(model: Any) -> str | None:
+    """What of a model's towers has no place for adapters; None where both have."""
+    for name, blocks in attention.towers(model).items():
         for block in blocks or [None]:
-            attention = getattr(block, "attn", None)
-            if not isinstance(attention, torch.nn.MultiheadAttention):
-                raise ModelError(
-                    "--tuning lora needs two transformers with plain multi-head attention, but one of this model's "
-                    f"towers has {type(attention or model.visual).__name__}: use --tuning full."
-                )
+            if not attention.projections(block):
+                kind = type(getattr(block, "attn", None) or attention.tower_of(model, name)).__name__
+                return f"the {name} tower has {kind}"
+    return None
 
 
 def attach(model: Any, adapters: Adapters) -> Adapters:
-    """Freeze a CLIP of open_clip's, and put adapters on the attention of every block of both its towers.
+    """Freeze a model of open_clip's, and put adapters on the attention of every block of both its towers.
 
     Raises:
         ModelError: a tower that is no transformer, or one whose attention is of another kind.
     """
     require_attention(model)
     model.requires_grad_(False)
-    for tower, blocks in compat.towers(model).items():
+    for tower, blocks in attention.towers(model).items():
         for number, block in enumerate(blocks):
-            block.attn = LoraAttention(block.attn, adapters, tower, number)
+            for owner, name, parts in attention.projections(block):
+                frozen = getattr(owner, name)
+                kind = LoraLinear if isinstance(frozen, torch.nn.Linear) else LoraAttention
+                setattr(owner, name, kind(frozen, adapters, Place(tower, number, parts)))
     return adapters
 
 
 def merge(model: Any) -> None:
-    """Add the adapters to the weights they belong to: what is left is a plain CLIP again, still frozen."""
-    for blocks in compat.towers(model).values():
-        for block in blocks:
-            block.attn = block.attn.merged()
+    """Add the adapters to the weights they belong to: what is left is a plain model again, still frozen."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, (LoraAttention, LoraLinear)):
+                setattr(module, name, child.merged())

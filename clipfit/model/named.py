@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import open_clip
 import torch
 
 from clipfit.config.edits import EditSettings
 from clipfit.errors import ModelError, first_line
+from clipfit.model import compat
 from clipfit.model.edits import TokenEdits
 from clipfit.model.sources import Source
 
@@ -30,7 +30,7 @@ class Additions:
 class NamedWeights:
     """θ of a CLIP: reading, copying and setting it."""
 
-    model: open_clip.CLIP
+    model: compat.Model
     source: Source
     device: torch.device
     edits: TokenEdits | None
@@ -40,6 +40,12 @@ class NamedWeights:
     def scale(self) -> torch.Tensor:
         """τ⁻¹ = exp(logit_scale): a scalar."""
         return self.model.logit_scale.detach().exp().reshape(())
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """What the model adds to every logit: a scalar; None where it has none."""
+        bias = self.model.logit_bias
+        return None if bias is None else bias.detach().reshape(())
 
     @property
     def bytes(self) -> int:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from clipfit.errors import ModelError
-from clipfit.model import compat
 from clipfit.model.clip import Clip, Texts
+from clipfit.model.image_tower import patch_tower
 from clipfit.model.sources import Source
 
 
@@ -52,22 +49,9 @@ def _seen(length: int, size: int, ratio: float) -> tuple[float, float]:
     return cut * length / resized, (cut + size) * length / resized
 
 
-def require_patches(source: Source) -> None:
-    """Raises ModelError for an image tower without patch tokens; its configuration alone is looked at."""
-    cfg: Mapping[str, Any] = source.model_cfg["vision_cfg"]
-    if cfg.get("timm_model_name"):
-        kind = f"timm's {cfg['timm_model_name']}"
-    elif isinstance(cfg.get("layers"), (list, tuple)):
-        kind = "a ModifiedResNet"
-    elif cfg.get("attentional_pool"):
-        kind = "a vision transformer with attentional pooling"
-    else:
-        return
-    raise ModelError(
-        f"explain shows which patches of a picture look like which class, but the image tower of {source.model} is "
-        f"{kind}, which has no patch tokens to compare with texts: open_clip's own vision transformers have them "
-        "(ViT-B-16, ViT-B-32, clipfit-tiny)."
-    )
+def require_patches(model: Clip) -> None:
+    """Raises ModelError for an image tower without patch tokens to compare with texts."""
+    patch_tower(model.model, model.source.model, "explain")
 
 
 @torch.no_grad()
@@ -79,14 +63,11 @@ def likeness(model: Clip, images: torch.Tensor, texts: Texts) -> torch.Tensor:
     by then taken in the whole picture through attention.
     """
     last: list[torch.Tensor] = []
-    handle = compat.image_blocks(model.model)[-1].register_forward_hook(lambda _module, _args, out: last.append(out))
+    tower = model.patch_tower
+    handle = tower.blocks[-1].register_forward_hook(lambda _module, _args, out: last.append(out))
     try:
         model.encode_image(images, texts.class_tokens)
     finally:
         handle.remove()
-    rows, columns = model.patch_grid
-    patches = model.model.visual.ln_post(last[0][:, -rows * columns :].float())  # (B, L, V)
-    projection = compat.head(model.model).proj
-    if projection is not None:
-        patches = patches @ projection  # (B, L, D)
+    patches = tower.project(last[0][:, tower.prefix :].float())  # (B, L, D)
     return F.normalize(patches, dim=-1) @ texts.embeddings.to(patches).T

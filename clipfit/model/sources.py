@@ -284,8 +284,10 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 def _require_clip_class(model: str, model_cfg: Mapping[str, Any]) -> None:
     kind = compat.model_class(model_cfg)
-    if kind != "CLIP":
-        raise ModelError(f"{model} is a {kind}; clipfit adapts models of open_clip's CLIP class only.")
+    if kind == "CoCa":
+        raise ModelError(
+            f"{model} is a CoCa, whose captioner would be lost: clipfit adapts models of an image and a text tower."
+        )
 
 
 def geometry_of(source: Source) -> list[Any]:

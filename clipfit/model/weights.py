@@ -19,7 +19,7 @@ UNPICKLING_FORCED = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 SAVE_TENSORS = "save its tensors as .safetensors, which hold nothing else"
 
 
-def fill(model: open_clip.CLIP, file: Path, name: str) -> None:
+def fill(model: torch.nn.Module, file: Path, name: str) -> None:
     """Load a weight file into a model; open_clip reads it, pickles by torch's `weights_only`.
 
     Args:

@@ -106,7 +106,6 @@ def explain(
     progress = progress or Silent()
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
-    require_patches(run.source)
     output = config.output or EXPLANATIONS / f"{run.path.resolve().name}-{alpha:g}"
     recover(output)
     _require_own(output)
@@ -115,6 +114,7 @@ def explain(
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
     names = [*run.base, *excluding(listed, run.base)]
     model = loading.rebuild(run.source, run.state(alpha), run.additions)
+    require_patches(model)
     texts = scoring.texts(model, names, run.template)
     pictures: list[str] = []
     predictions: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def _explained(model: Clip, path: Path, names: list[str], texts: Texts, asked: A
     x = model.normalize(model.geometry(photo)[None])  # (1, 3, H, W)
     with torch.no_grad():
         u = model.encode_image(x, texts.class_tokens)  # (1, D)
-    probabilities = (model.scale * u @ texts.embeddings.to(u).T).softmax(1)[0]  # (C,)
+    probabilities = model.logits(u, texts.embeddings).softmax(1)[0]  # (C,)
     patches = likeness(model, x, texts)[0, :, int(probabilities.argmax())]  # (L,)
     return Explanation(
         image=path,
@@ -159,7 +159,7 @@ def _explained(model: Clip, path: Path, names: list[str], texts: Texts, asked: A
         classes=tuple(names),
         template=run.template,
         probabilities=tuple(probabilities.tolist()),
-        grid=model.patch_grid,
+        grid=model.patch_tower.grid,
         likeness=patches.cpu(),
         edits=_edits(model, x, texts, asked.blocks),
     )
