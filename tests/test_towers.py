@@ -237,7 +237,7 @@ def test_layers_of_their_own_have_the_adapters_of_one_layer_of_three(folders):
 
 
 @pytest.mark.parametrize(("name", "method", "tuning"), [
-    ("siglip", "cite", "full"), ("siglip", "flyp", "lora"), ("mobileclip-b", "cite+atha", "full"),
+    ("siglip", "cite", "full"), ("pe", "flyp", "lora"), ("vitamin", "cite+atha", "full"),
     ("mobileclip-s", "finetune", "full"), ("eva02", "atha", "lora"),
 ])  # fmt: skip
 def test_adapt_evaluate_and_export(cli, folders, split, name, method, tuning):
