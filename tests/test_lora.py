@@ -9,6 +9,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import standins
 import torch
 from conftest import TEXT, VISION, picture
 from safetensors.torch import load_file
@@ -68,6 +69,25 @@ def test_adapters_start_at_the_pre_trained_model_and_merge_into_plain_weights(mo
     assert list(backbone.state()) == names
     for a, b in zip(features(backbone), unmerged, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_attention_as_version_4_of_open_clip_has_it_is_adapted_alike(models):
+    """Called with keywords, and a tensor in return; the same adapters, trained features and merged weights."""
+    clips = [loading.load(models["vit"]) for _ in range(2)]
+    standins.as_version_4(clips[1].model)
+    seen = []
+    for clip in clips:
+        modules = attached(clip, dropout=0.0)
+        moved(modules)
+        with torch.no_grad():
+            seen.append(features(clip))
+        assert len(modules) == 4
+        lora.merge(clip.model)
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+    old, new = (clip.state() for clip in clips)
+    assert old.keys() == new.keys()
+    assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
 
 
 @torch.no_grad()

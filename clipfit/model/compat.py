@@ -37,6 +37,15 @@ def model_class(model_cfg: Mapping[str, Any]) -> str:
     return "CoCa" if "multimodal_cfg" in model_cfg else "CustomTextCLIP"
 
 
+def lacks_towers(model_cfg: Mapping[str, Any]) -> str | None:
+    """Why a configuration is not one of an image tower beside a text tower, as in "is a CoCa"; None where it is."""
+    missing = [words for key, words in (("vision_cfg", "no image tower"), ("text_cfg", "no text tower"))
+               if not model_cfg.get(key)]  # fmt: skip
+    if missing:
+        return f"has {missing[0]}"
+    return "is a CoCa, whose captioner would be lost" if "multimodal_cfg" in model_cfg else None
+
+
 def build(model_cfg: Mapping[str, Any]) -> Model:
     """A model with random weights, as open_clip's create_model builds it; no other weights are fetched for a tower."""
     cfg = copy.deepcopy({key: value for key, value in model_cfg.items() if key != "custom_text"})

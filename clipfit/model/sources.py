@@ -94,7 +94,7 @@ def find(model: str, pretrained: str | None = None) -> Origin:
         raise UsageError(f"{folder} is a run, which only `adapt` goes on from: export it, and name the export here.")
     else:
         origin = _folder(recorded_name(model), folder)
-    _require_clip_class(model, origin.model_cfg)
+    _require_two_towers(model, origin.model_cfg)
     return origin
 
 
@@ -180,7 +180,7 @@ def _architecture(model: str, pretrained: str | None) -> Origin:
     name = _open_clip_name(model)
     if name not in open_clip.list_models():
         raise UsageError(_unknown(model))
-    _require_clip_class(model, open_clip.get_model_config(name))  # before a tag is asked for
+    _require_two_towers(model, open_clip.get_model_config(name))  # before a tag is asked for
     pretrained = pretrained or default_tag(name)
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     training, file = (Training.of_tag(tag), None) if tag else _of_file(name, pretrained)
@@ -282,12 +282,10 @@ def _json_object(file: Path) -> dict[str, Any]:
     return record
 
 
-def _require_clip_class(model: str, model_cfg: Mapping[str, Any]) -> None:
-    kind = compat.model_class(model_cfg)
-    if kind == "CoCa":
-        raise ModelError(
-            f"{model} is a CoCa, whose captioner would be lost: clipfit adapts models of an image and a text tower."
-        )
+def _require_two_towers(model: str, model_cfg: Mapping[str, Any]) -> None:
+    reason = compat.lacks_towers(model_cfg)
+    if reason:
+        raise ModelError(f"{model} {reason}: clipfit adapts models of an image tower and a text tower.")
 
 
 def geometry_of(source: Source) -> list[Any]:
