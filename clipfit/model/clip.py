@@ -149,14 +149,6 @@ class Clip(NamedWeights):
         texts = self.read(tokens, text_rows)
         return self.encode_image(images, texts.class_tokens, image_rows), texts.embeddings
 
-    def logits(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """τ⁻¹·u·tᵀ of embeddings (n, D) and (C, D), and the model's bias where it has one (SigLIP): (n, C).
-
-        The bias is no class's own, and cancels in a softmax over them; it counts where a consumer takes the sigmoid.
-        """
-        scaled = self.scale.to(u) * u @ t.to(u).T
-        return scaled if self.bias is None else scaled + self.bias.to(u)
-
     def _drawing(self, rows: Rows | None) -> contextlib.AbstractContextManager[object]:
         return self.adapters.drawing(rows) if self.adapters else contextlib.nullcontext()
 

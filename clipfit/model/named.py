@@ -47,6 +47,14 @@ class NamedWeights:
         bias = self.model.logit_bias
         return None if bias is None else bias.detach().reshape(())
 
+    def logits(self, u: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """τ⁻¹·u·tᵀ of embeddings (n, D) and (C, D), and the model's bias where it has one (SigLIP): (n, C).
+
+        The bias is no class's own, and cancels in a softmax over them; it counts where a consumer takes the sigmoid.
+        """
+        scaled = self.scale.to(u) * u @ t.to(u).T
+        return scaled if self.bias is None else scaled + self.bias.to(u)
+
     @property
     def bytes(self) -> int:
         """What the weights take on disk."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from clipfit.model import compat
 from clipfit.model.clip import Clip, Texts
 from clipfit.model.image_tower import patch_tower
 from clipfit.model.sources import Source
@@ -49,9 +50,11 @@ def _seen(length: int, size: int, ratio: float) -> tuple[float, float]:
     return cut * length / resized, (cut + size) * length / resized
 
 
-def require_patches(model: Clip) -> None:
-    """Raises ModelError for an image tower without patch tokens to compare with texts."""
-    patch_tower(model.model, model.source.model, "explain")
+def require_patches(source: Source) -> None:
+    """Raises ModelError for an image tower without patch tokens; its layers are looked at, without their weights."""
+    with torch.device("meta"):
+        model = compat.build(source.model_cfg)
+    patch_tower(model, source.model, "explain")
 
 
 @torch.no_grad()

@@ -106,6 +106,7 @@ def explain(
     progress = progress or Silent()
     run = open_run(config.run)
     alpha = run.alpha if config.alpha is None else config.alpha
+    require_patches(run.source)
     output = config.output or EXPLANATIONS / f"{run.path.resolve().name}-{alpha:g}"
     recover(output)
     _require_own(output)
@@ -114,7 +115,6 @@ def explain(
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
     names = [*run.base, *excluding(listed, run.base)]
     model = loading.rebuild(run.source, run.state(alpha), run.additions)
-    require_patches(model)
     texts = scoring.texts(model, names, run.template)
     pictures: list[str] = []
     predictions: list[dict[str, Any]] = []
