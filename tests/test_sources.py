@@ -354,7 +354,7 @@ def test_a_block_that_the_model_does_not_have_is_said_before_it_is_fetched(cli, 
     [
         (RESNET, ("--tuning", "lora"), "--tuning lora needs two transformers with plain multi-head attention"),
         ({**VISION, "attentional_pool": True, "attn_pooler_heads": 2}, ("--method", "atha"),
-         "VisionTransformer with attentional pooling"),
+         "pools its patches by attention"),
         ({**VISION, "qk_norm": True, "block_type": "custom"}, ("--tuning", "lora"), "--tuning lora needs"),
     ],
     ids=["resnet", "attention pool", "attention of another kind"],

@@ -39,10 +39,10 @@ def model_class(model_cfg: Mapping[str, Any]) -> str:
 
 def lacks_towers(model_cfg: Mapping[str, Any]) -> str | None:
     """Why a configuration is not one of an image tower beside a text tower, as in "is a CoCa"; None where it is."""
-    missing = [words for key, words in (("vision_cfg", "no image tower"), ("text_cfg", "no text tower"))
-               if not model_cfg.get(key)]  # fmt: skip
-    if missing:
-        return f"has {missing[0]}"
+    if "vision_cfg" not in model_cfg:
+        return "has no image tower"
+    if "text_cfg" not in model_cfg or "genlip_cfg" in model_cfg:  # the latter writes texts, and encodes none
+        return "has no text tower"
     return "is a CoCa, whose captioner would be lost" if "multimodal_cfg" in model_cfg else None
 
 
