@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
 A_FEW ?= every_rename
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format types test test-few test-all coverage help-docs trace
+.PHONY: help setup lint format types test test-few test-all coverage lowest help-docs trace
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ coverage: ## `test` (a process a core, a file a time) and `test-few`, and the li
 
 help-docs: ## docs/options.md and docs/help.md, from the declared options
 	$(PYTHON) docs/options.py
+
+lowest: ## the fast tests under the lowest versions that pyproject.toml promises; writes docs/lowest.md
+	nice benchmarks/lowest.sh
 
 trace: ## hashes of what training writes: the same before and after a refactor
 	$(PYTHON) benchmarks/trace.py
