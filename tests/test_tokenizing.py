@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -73,6 +74,17 @@ def test_a_model_of_the_hub_has_the_tokenizer_that_it_names(cache, model):
     keep(cache, "somebody/little", files)
     keep(cache, NAME, tokenizer_files())
     assert loading.load("hf-hub:somebody/little").tokenize(["dog"])[0, :2].tolist() == [7, 1]
+
+
+def test_an_export_takes_its_tokenizer_with_it(cli, flat, cache, model):
+    keep(cache, NAME, tokenizer_files("tabby", "fish", "owl"))
+    assert cli("adapt", flat, "--model", model, "--shots", 2, "--epochs", 1, "--output", "run").code == 0
+    done = cli("export", "run", "--output", "exported")
+    assert done.code == 0, done.stderr
+    shutil.rmtree(cache)
+    theirs = open_clip.get_tokenizer("local-dir:exported")(["a photo of an owl"])
+    assert torch.equal(loading.load("exported").tokenize(["a photo of an owl"]), theirs)
+    assert theirs[0, :6].tolist() == [3, 4, 5, 2, 10, 1]
 
 
 def test_a_tokenizer_that_cannot_be_had_is_named_before_weights_are_read(cache, model):

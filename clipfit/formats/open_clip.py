@@ -14,6 +14,7 @@ from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import ABOUT, Subject, about, write_about
 from clipfit.model.named import Additions
+from clipfit.model.tokenizing import write_tokenizer
 from clipfit.runs import files
 from clipfit.runs.run import Run
 
@@ -65,6 +66,7 @@ class OpenClipFolder:
         files.require_room(folder, model.bytes)
         files.write_tensors(folder / WEIGHTS, model.state(), about(subject))
         files.write_json(folder / CONFIG, {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg})
+        write_tokenizer(source, folder)
         write_about(subject, folder)
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:

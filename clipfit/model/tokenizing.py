@@ -49,6 +49,16 @@ def tokenizer_of(source: Source) -> Any:
             raise ModelError(_missing(source, name, folder, place, error)) from error
 
 
+def write_tokenizer(source: Source, folder: Path) -> None:
+    """The tokenizer's files, where it is one of the transformers library: open_clip looks for them in the folder.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    if is_of_transformers(source):
+        tokenizer_of(source).save_pretrained(str(folder))
+
+
 def _model_folder(source: Source) -> Path | None:
     """Where open_clip looks for the tokenizer of a model that is a folder."""
     folder = folder_of(source.model)
