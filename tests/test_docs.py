@@ -109,7 +109,7 @@ def test_commands_parse(page, command):
         ("adept shots", "adept"),
         ("adapt", "(?i)missing .*shots"),
         ("adapt shots --metod cite", "--metod"),
-        ("evaluate --alpha half", "half"),
+        ("evaluate --alpha half", "valid (number|float)"),
     ],
 )
 def test_a_command_that_is_wrong_does_not_parse(wrong, words):
