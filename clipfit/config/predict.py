@@ -11,6 +11,7 @@ from clipfit.errors import UsageError
 
 OUTPUTS = (".jsonl", ".csv", ".parquet")
 VECTORS = (".safetensors", ".npy")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class PredictConfig(Checked):
     image_root: Path | None = option(None, "Where relative paths of lists and stdin start.", default_is="the list")
     batch_size: int = option(64, "Images a forward pass.", low=1)
     device: str = shared.device()
+    engine: str = option("local", "ray: on a Ray cluster, or its own on this machine (clipfit[ray]).", choices=ENGINES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +60,8 @@ class PredictConfig(Checked):
             raise UsageError("--alpha is a ratio of a run, but --model is zero-shot: leave one of them out.")
         if self.model is not None and self.add_classes:
             raise UsageError("--model has no classes of its own to add to: give --classes.")
+        if self.engine == "ray" and self.html:
+            raise UsageError("--html draws thumbnails of what is decoded here: leave it out with --engine ray.")
         if self.template is not None and self.template.count("{}") != 1:
             raise UsageError(f"template must contain {{}} exactly once; found {self.template!r}.")
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -29,8 +29,10 @@ from clipfit.runs import files, place
 from clipfit.runs.run import newest
 from clipfit.text import valid
 from clipfit.training.saving import require_same
+from clipfit.verbs import predict_ray
 
 Row = dict[str, Any]
+Judged = tuple[list[Row], "np.ndarray[Any, Any] | None"]  # and, where they are wanted, embeddings (rows, D)
 BATCHES_AHEAD = 2  # decoded beside the forward pass
 
 
@@ -94,6 +96,8 @@ def predict(
         ClipfitError: see errors; never for what is wrong with an image, which its row says.
     """
     progress = progress or Silent()
+    if config.engine == "ray":
+        predict_ray.require_ray()
     model, places = _split(config)
     inputs = Inputs(places, config.column, config.image_root)
     inputs.require_lists()
@@ -131,6 +135,7 @@ class Job:
             "top": c.top, "abstain_below": c.abstain_below, "batch_size": c.batch_size, "column": c.column,
             "inputs": [valid(str(p)) for p in c.inputs], "embeddings": valid(str(c.embeddings)),
             "html": valid(str(c.html)), "precision": p.clip.precision, "device": p.clip.device.type,
+            "engine": c.engine,
         }  # fmt: skip
 
     def view(self, image: Input) -> torch.Tensor | str:
@@ -169,23 +174,31 @@ def _carry_out(job: Job, out: TextIO | None, progress: Counter) -> Counts:
     return counts
 
 
-def _batches(job: Job, images: Iterator[Input]) -> Iterator[tuple[list[Row], np.ndarray[Any, Any] | None]]:
-    """Rows and, where they are wanted, embeddings (rows, D); a batch is cut by the images' numbers alone."""
+def _batches(job: Job, images: Iterator[Input]) -> Iterator[Judged]:
+    """Rows and embeddings; a batch is cut by the images' numbers alone."""
+    if job.config.engine == "ray":
+        yield from predict_ray.batches(job, images)
+        return
     size = job.config.batch_size
     with contextlib.closing(ahead(images, job.view, BATCHES_AHEAD * size)) as viewed:
         while batch := list(itertools.islice(viewed, size)):
-            views = [view for _, view in batch if isinstance(view, torch.Tensor)]
-            embeddings, predictions = _judged(job, views)
-            named = iter(predictions)
-            rows = [
-                _row(image, view, None, job) if isinstance(view, str) else _row(image, None, next(named), job)
-                for image, view in batch
-            ]
+            rows, embeddings = judged(job, batch)
             if job.gallery:
                 for row, (_, view) in zip(rows, batch, strict=True):
                     if job.gallery.wants(row):
                         job.gallery.add(row, _picture(view))
-            yield rows, _spread(embeddings, rows) if job.config.embeddings else None
+            yield rows, embeddings
+
+
+def judged(job: Job, batch: Sequence[tuple[Input, torch.Tensor | str]]) -> Judged:
+    """The rows of a batch of images and their views (or why there are none)."""
+    embeddings, predictions = _judged(job, [view for _, view in batch if isinstance(view, torch.Tensor)])
+    named = iter(predictions)
+    rows = [
+        _row(image, view, None, job) if isinstance(view, str) else _row(image, None, next(named), job)
+        for image, view in batch
+    ]
+    return rows, _spread(embeddings, rows) if job.config.embeddings else None
 
 
 def _judged(job: Job, views: list[torch.Tensor]) -> tuple[torch.Tensor, list[Prediction]]:
