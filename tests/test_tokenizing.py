@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import open_clip
@@ -14,6 +16,7 @@ from conftest import make_model
 from hubs import cache, keep
 
 from clipfit import ModelError
+from clipfit.formats import consumer
 from clipfit.model import loading
 
 __all__ = ["cache"]  # a fixture
@@ -85,6 +88,21 @@ def test_an_export_takes_its_tokenizer_with_it(cli, flat, cache, model):
     theirs = open_clip.get_tokenizer("local-dir:exported")(["a photo of an owl"])
     assert torch.equal(loading.load("exported").tokenize(["a photo of an owl"]), theirs)
     assert theirs[0, :6].tolist() == [3, 4, 5, 2, 10, 1]
+
+
+@pytest.mark.parametrize(
+    ("format", "given"), [("safetensors", "exported/model.safetensors"), ("difference", "exported")]
+)
+def test_a_small_export_takes_it_too(cli, flat, cache, model, monkeypatch, format, given):
+    keep(cache, NAME, tokenizer_files("tabby", "fish", "owl"))
+    assert cli("adapt", flat, "--model", model, "--shots", 2, "--epochs", 1, "--output", "run").code == 0
+    done = cli("export", "run", "--format", format, "--output", "exported")
+    assert done.code == 0, done.stderr
+    shutil.rmtree(cache)
+    monkeypatch.setattr(sys, "argv", ["", given, "made"])
+    runpy.run_path(str(consumer.SCRIPTS / f"_consume_{format}.py"), run_name="__main__")
+    tokens = open_clip.get_tokenizer("local-dir:made")(["a photo of an owl"])
+    assert tokens[0, :6].tolist() == [3, 4, 5, 2, 10, 1]
 
 
 def test_a_tokenizer_that_cannot_be_had_is_named_before_weights_are_read(cache, model):

@@ -12,6 +12,7 @@ every tensor that changed either NAME, or NAME.up and NAME.down, whose product i
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,8 @@ def main(asked: argparse.Namespace) -> None:
     (asked.folder / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(contiguous, asked.folder / "open_clip_model.safetensors")
+    if (asked.difference / "tokenizer").is_dir():  # of the transformers library
+        shutil.copytree(asked.difference / "tokenizer", asked.folder, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python _consume_safetensors.py FILE FOLDER
 
-Needs safetensors and torch alone.
+Needs safetensors and torch alone. A tokenizer of the transformers library lies beside it, in the folder tokenizer.
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def main(file: str, folder: Path) -> None:
     config = {key: about["pretrained"][key] for key in ("model_cfg", "preprocess_cfg")}
     (folder / "open_clip_config.json").write_text(json.dumps(config), "utf-8")
     save_file(state, folder / "open_clip_model.safetensors")
+    if (tokenizer := Path(file).parent / "tokenizer").is_dir():
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from clipfit.formats.card import Usage
 from clipfit.formats.encoding import Encoded, Encoding
 from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.safetensors import TOKENIZER
 from clipfit.formats.subject import Subject, about, in_effect, write_about
 from clipfit.measure import scoring
 from clipfit.model import loading
@@ -29,6 +30,7 @@ from clipfit.model import weights as tensors
 from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
 from clipfit.model.sources import LOCAL_DIR, Source, recorded_name
+from clipfit.model.tokenizing import write_tokenizer
 from clipfit.runs import files
 from clipfit.runs.record import typed
 from clipfit.runs.run import Run
@@ -76,6 +78,7 @@ class Difference:
         base = {"model": run.source.model, "pretrained": run.source.pretrained, "sha256": tensors.state_sha256(before)}
         described = {"base": base, "scales": dict(chosen.scales), "encodings": [asdict(one) for one in tried]}
         files.write_tensors(folder / DIFFERENCE, chosen.tensors, {**about(subject), **described})
+        write_tokenizer(run.source, folder / TOKENIZER)
         files.write_text(folder / RESTORE, (consumer.SCRIPTS / SCRIPT).read_text("utf-8"))
         write_about(subject, folder)
 

@@ -16,17 +16,19 @@ from clipfit.formats.open_clip import OpenClipFolder
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import DTYPES, Subject, about, write_about
 from clipfit.model.named import Additions
+from clipfit.model.tokenizing import write_tokenizer
 from clipfit.runs import files
 from clipfit.runs.run import Run
 
 SCRIPT = "_consume_safetensors.py"
-WEIGHTS = "model.safetensors"
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer"  # the latter a folder, where there is one to keep
 USAGE = """
 `model.safetensors` holds the weights by open_clip's names, and as JSON in its metadata, under `clipfit`, the
 architecture, the preprocessing, the classes and the template. With open_clip 3.2 or newer, in this folder:
 
 ```python
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -43,6 +45,8 @@ folder.mkdir(exist_ok=True)
 config = {key: source[key] for key in ("model_cfg", "preprocess_cfg")}
 (folder / "open_clip_config.json").write_text(json.dumps(config))
 save_file(state, folder / "open_clip_model.safetensors")
+if Path("tokenizer").is_dir():  # of the transformers library
+    shutil.copytree("tokenizer", folder, dirs_exist_ok=True)
 
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
 tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
@@ -74,6 +78,7 @@ class SafetensorsFile:
         state = reduced(subject.model.state(), DTYPES[subject.options.dtype])
         files.require_room(folder, sum(t.numel() * t.element_size() for t in state.values()))
         files.write_tensors(folder / WEIGHTS, state, about(subject))
+        write_tokenizer(subject.model.source, folder / TOKENIZER)
         write_about(subject, folder)
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
