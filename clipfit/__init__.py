@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
+    from clipfit.config.models import ModelsConfig
     from clipfit.config.predict import PredictConfig
     from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from clipfit.verbs.evaluate import Evaluation, evaluate
     from clipfit.verbs.explain import Explained, explain
     from clipfit.verbs.export import ExportResult, export
+    from clipfit.verbs.models import ModelList, models
     from clipfit.verbs.predict import PredictResult, predict
 
 _HOME = {
@@ -32,6 +34,7 @@ _HOME = {
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
     "explain": "verbs.explain", "Explained": "verbs.explain",
     "export": "verbs.export", "ExportResult": "verbs.export",
+    "models": "verbs.models", "ModelList": "verbs.models", "ModelsConfig": "config.models",
     "predict": "verbs.predict", "PredictResult": "verbs.predict", "PredictConfig": "config.predict",
     "load": "predictor", "Predictor": "predictor", "Prediction": "predictor",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
@@ -54,6 +57,8 @@ __all__ = [
     "ExportConfig",
     "ExportResult",
     "ModelError",
+    "ModelList",
+    "ModelsConfig",
     "NonFiniteError",
     "OutputError",
     "PredictConfig",
@@ -69,6 +74,7 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "models",
     "predict",
 ]
 

@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli import adapt, evaluate, explain, export, predict
+from clipfit.cli import adapt, evaluate, explain, export, models, predict
 from clipfit.cli.common import Commands, fill_closed_streams
 from clipfit.cli.options import with_options
 
-COMMANDS = {"adapt": adapt, "evaluate": evaluate, "predict": predict, "explain": explain, "export": export}
+COMMANDS = {
+    "adapt": adapt,
+    "evaluate": evaluate,
+    "predict": predict,
+    "explain": explain,
+    "export": export,
+    "models": models,
+}
 EXIT_CODES = (
     "Exit codes: 0 done · 1 a fault of ours · 2 wrong usage · 3 the data · 4 the model or its weights · "
     "5 the guard stopped it · 6 numbers not finite · 7 output could not be written · 129 hung up · "
