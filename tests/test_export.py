@@ -31,6 +31,7 @@ from clipfit.model.named import Additions
 from clipfit.runs.run import Run, open_run
 
 WEIGHTS = "open_clip_model.safetensors"
+SLOW = pytest.mark.slow
 
 
 def logits(folder: Path, images: list[Path], names: list[str]) -> torch.Tensor:
@@ -46,7 +47,7 @@ def test_the_command_line_knows_every_format():
     assert list(FORMATS) == list(outputs.FORMATS)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [pytest.param(f, marks=SLOW if f in ("onnx", "torch") else ()) for f in FORMATS])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_format_holds_a_run_of_every_method_or_says_why(cli, models, split, tmp_path, method, format):
     made = cli("adapt", split, "--method", method, "--model", models["vit"], "--output", "run")

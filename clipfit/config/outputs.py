@@ -49,6 +49,8 @@ FORMATS: Mapping[str, Takes] = {
     "transformers": Takes("a folder for CLIPModel and CLIPProcessor", dtype=DTYPES),
     "safetensors": Takes("one self-describing file of weights", dtype=DTYPES),
     "difference": Takes("what changed against the pre-trained weights, for every α"),
+    "onnx": Takes("a graph of a part", PARTS, ("fp32", "fp16"), QUANTIZE),
+    "torch": Takes("a program of torch.export of a part", PARTS, ("fp32", "fp16")),
 }
 
 

@@ -13,15 +13,18 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
 from clipfit.formats.base import Format
 from clipfit.formats.difference import Difference
+from clipfit.formats.onnx import Onnx
 from clipfit.formats.open_clip import OpenClipFolder
 from clipfit.formats.safetensors import SafetensorsFile
+from clipfit.formats.torch import TorchProgram
 from clipfit.formats.transformers import TransformersFolder
 from clipfit.model.named import Additions
 from clipfit.runs.run import Run
 
-FORMATS: dict[str, Format] = {
-    made.name: made for made in (OpenClipFolder(), TransformersFolder(), SafetensorsFile(), Difference())
-}
+_MADE: tuple[Format, ...] = (
+    OpenClipFolder(), TransformersFolder(), SafetensorsFile(), Difference(), Onnx(), TorchProgram()
+)  # fmt: skip
+FORMATS: dict[str, Format] = {made.name: made for made in _MADE}
 
 
 def require_installed(chosen: Format) -> None:
@@ -40,10 +43,11 @@ def require_held(chosen: Format, run: Run, additions: Additions, options: Format
     if reason is None:
         return
     others = [told for told, other, asked in _choices() if other.holds(run, additions, asked) is None]
-    instead = f"{' or '.join(others)} can hold it" if others else "use the run itself, or --alpha 0"
+    can = f"{' or '.join(others)} can hold it; else " if others else ""
     part = f" with --part {options.part}" if options.part else ""
     raise UsageError(
-        f"the format {chosen.name}{part} cannot hold {reason}, and without it this would be another model: {instead}."
+        f"the format {chosen.name}{part} cannot hold {reason}, and without it this would be another model: "
+        f"{can}use the run itself, or --alpha 0."
     )
 
 

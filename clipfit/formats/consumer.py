@@ -28,7 +28,7 @@ class Request:
     texts: C prompts; tokens: their ids (C, context length) int64. plain_texts: the same as open_clip repairs them
     before it reads them (HTML entities, quotes). files: n image files in the order of the pixels, or
     none. For a consumer that has one tower alone, what the other one gives: image_embeddings (n, D) and
-    text_embeddings (C, D), of unit norm, and scale, τ⁻¹.
+    text_embeddings (C, D), of unit norm, scale, τ⁻¹, and bias, 0 where the model has none.
     """
 
     pixels: torch.Tensor
@@ -40,6 +40,7 @@ class Request:
     image_embeddings: torch.Tensor
     text_embeddings: torch.Tensor
     scale: torch.Tensor
+    bias: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -148,11 +148,11 @@ def prove(
     labels = [subject.run.base.index(name) for name in pictures.classes]
     answer = ask(request)
     identical = _agreement(answer.logits, expected, labels)
-    bound = float(request.scale) * (BOUNDS[subject.options.dtype] if cosine_bound is None else cosine_bound)
-    if not identical.largest_difference <= bound:  # nor where it is no number
+    most = bound(subject) if cosine_bound is None else float(request.scale) * cosine_bound
+    if not identical.largest_difference <= most:  # nor where it is no number
         raise ClipfitError(
             f"{answer.consumer} reads another model from the export: its logits differ by up to "
-            f"{identical.largest_difference:g} (at most {bound:g} may be rounding); it is not kept: please report it."
+            f"{identical.largest_difference:g} (at most {most:g} may be rounding); it is not kept: please report it."
         )
     view = model.normalize(model.geometry(to_pil_image(request.probe.permute(2, 0, 1)))[None])[0]
     if answer.probe is not None and not _largest(answer.probe, view) <= SEEN_ALIKE:
@@ -175,6 +175,11 @@ def prove(
     )  # fmt: skip
 
 
+def bound(subject: Subject) -> float:
+    """How much a logit may differ where weights are of the type that was asked for."""
+    return float(subject.model.scale) * BOUNDS[subject.options.dtype]
+
+
 @torch.no_grad()
 def _request(subject: Subject, pictures: Pictures, pixels: torch.Tensor) -> Request:
     """What the consumer is asked, with what the run's model makes of it, on the CPU."""
@@ -185,6 +190,7 @@ def _request(subject: Subject, pictures: Pictures, pixels: torch.Tensor) -> Requ
     return Request(
         pixels.cpu(), _probe(model), written, [plain(model.source, text) for text in written],
         model.tokenize(written).cpu(), pictures.files, images, texts.embeddings, model.scale.cpu(),
+        torch.zeros(()) if model.bias is None else model.bias.cpu(),
     )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def features(model: Any, tokens: Tensor, context: Tensor | None, inner_block: in
     mask = None if text.attn_mask is None else text.attn_mask[:length, :length]
     x = text.token_embedding(tokens).to(dtype)  # (n, length, width)
     if context is not None:
-        words = context.to(dtype).expand(len(x), -1, -1)
+        words = context.to(dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([x[:, :1], words, x[:, 1 + words.shape[1] :]], 1)
     x = x + text.positional_embedding[:length].to(dtype)
     if inner_block is None:
