@@ -105,3 +105,76 @@ def make_family(name: str, root: Path) -> str:
 def plain(folder: str) -> tuple[Any, Any]:
     """The model and its tokenizer as open_clip alone loads them."""
     return open_clip.create_model(folder).eval(), open_clip.get_tokenizer(folder)
+
+
+# ---- every architecture of open_clip, shrunk
+
+
+def two_tower_models() -> list[str]:
+    """What open_clip lists, but for what has no image tower beside a text tower."""
+    return [name for name in open_clip.list_models() if not compat.lacks_towers(open_clip.get_model_config(name))]
+
+
+def shrunk_cfg(name: str, folder: Path) -> dict[str, Any]:
+    """An architecture of open_clip's at its own width, image size and heads, two blocks deep, with a little tokenizer.
+
+    What else it needs is written into the folder: its timm architecture, the transformers library's text tower.
+    """
+    cfg = open_clip.get_model_config(name)
+    vision, text = cfg["vision_cfg"], cfg["text_cfg"]
+    if vision.get("timm_model_name"):
+        architecture = vision["timm_model_name"]
+        vision["timm_model_name"] = timm_folder(folder / "timm", architecture, _shallow(architecture))
+    else:
+        vision["layers"] = [1, 1, 1, 1] if isinstance(vision["layers"], list) else 2
+    text["layers"] = 2
+    if text.get("hf_tokenizer_name"):
+        words_tokenizer(folder)
+        text["hf_tokenizer_name"] = str(folder)
+        text["vocab_size"] = len(WORDS)
+    if text.get("hf_model_name"):
+        text["hf_model_name"] = text_config(folder / "text", text["hf_model_name"])
+    return cfg
+
+
+def _shallow(architecture: str) -> dict[str, Any]:
+    if architecture.startswith(("convnext", "swin")):
+        return {"depths": [1, 1, 1, 1]}
+    if architecture.startswith("fastvit"):
+        return {"layers": [1] * (5 if architecture in ("fastvit_mci3", "fastvit_mci4") else 4)}
+    return {"depth": 2}
+
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"a photo of bee cow dog ant lion elk the much longer class name".split()]
+
+
+def words_tokenizer(folder: Path) -> None:
+    """A tokenizer of whole words, in the transformers library's form."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [(word, ids[word]) for word in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+def text_config(folder: Path, name: str) -> str:
+    """The configuration of a text tower of the transformers library, of the kind that the name stands for."""
+    from transformers import M2M100Config, MT5Config, RobertaConfig, XLMRobertaConfig
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    common = {"vocab_size": len(WORDS), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if "mt5" in name:
+        config = MT5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, **common)
+    elif "nllb" in name:
+        config = M2M100Config(d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+                              decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, **common)  # fmt: skip
+    else:
+        kind = XLMRobertaConfig if "xlm" in name else RobertaConfig
+        config = kind(**size, max_position_embeddings=128, **common)
+    config.save_pretrained(folder)
+    return str(folder)
