@@ -38,8 +38,9 @@ coverage: ## `test` (a process a core, a file a time) and `test-few`, and the li
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --cov=clipfit --cov-report=
 	$(PYTHON) -m pytest -m slow -k '$(A_FEW)' --cov=clipfit --cov-append --cov-report=term
 
-help-docs: ## docs/options.md and docs/help.md, from the declared options
+help-docs: ## docs/options.md, docs/help.md and docs/models.md, from what is declared and from open_clip
 	$(PYTHON) docs/options.py
+	$(PYTHON) docs/models.py
 
 lowest: ## the fast tests under the lowest versions that pyproject.toml promises; writes docs/lowest.md
 	nice benchmarks/lowest.sh

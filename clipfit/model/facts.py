@@ -41,7 +41,7 @@ def facts_of(model_cfg: Mapping[str, Any]) -> Facts:
     foreign = model_cfg["text_cfg"].get("hf_model_name")
     with torch.device("meta"):
         model = compat.build(_with_own_text(model_cfg) if foreign else model_cfg)
-    no_text = f"the text tower is {foreign}, of the transformers library" if foreign else None
+    no_text = "the text tower is one of the transformers library" if foreign else None
     image = lacks_patches(model)
     return Facts(
         kind=kind,

@@ -84,7 +84,7 @@ def lacks_patches(model: Any) -> str | None:
     return None if isinstance(found, PatchTower) else found
 
 
-_BY_ATTENTION = "pools its patches by attention, which has neither"
+_BY_ATTENTION = "pools its patches by attention, in place of a linear head that can be inverted"
 
 
 def _of_open_clip(visual: VisionTransformer) -> PatchTower | str:
