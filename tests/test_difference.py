@@ -12,7 +12,7 @@ import open_clip
 import pytest
 import torch
 from conftest import make_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, ExportConfig, adapt, export
 from clipfit.config.outputs import FormatOptions
@@ -24,6 +24,7 @@ from clipfit.formats.proof import BOUNDS, pictures_of
 from clipfit.formats.safetensors import SafetensorsFile
 from clipfit.formats.subject import subject_of
 from clipfit.model.named import Additions
+from clipfit.runs import files
 from clipfit.runs.run import open_run
 
 
@@ -63,11 +64,13 @@ def test_a_file_that_is_not_what_was_written_is_refused(split_run, tmp_path):
     run, fmt = open_run(split_run), SafetensorsFile()
     subject = subject_of(run, 0.5, Additions(), fmt.name, FormatOptions())
     fmt.write(subject, tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    state["token_embedding.weight"][40000] += 1  # a word that no class has: no logit shows it
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(ClipfitError, match="holds another model than was written"):
-        fmt.prove(subject, tmp_path, pictures_of(run, subject.model))
+    file = tmp_path / "model.safetensors"
+    state, about = files.read_tensors(file)
+    other = {name: t + 1 if name == "token_embedding.weight" else t for name, t in state.items()}
+    for found in ((other, about), (state, {**about, "alpha": 0.25})):
+        files.write_tensors(file, *found)
+        with pytest.raises(ClipfitError, match="holds another model than was written"):
+            fmt.prove(subject, tmp_path, pictures_of(run, subject.model))
 
 
 # --- a difference in few bytes
