@@ -167,8 +167,9 @@ def test_the_default_model_from_a_cache_with_nothing_else_said(cache, flat, tmp_
     file.unlink()
     done = offline(cache, tmp_path, "adapt", flat, "--model", "ViT-B-16", "--epochs", 1, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model"] == "ViT-B-16 / openai"
+    assert json.loads(done.stdout)["model"] == "ViT-B-16"
     record = json.loads((tmp_path / "runs" / "pets-cite" / "config.json").read_text())
+    assert record["pretrained"]["pretrained"] == "openai"
     assert record["pretrained"]["model_cfg"]["quick_gelu"] is True
 
 
