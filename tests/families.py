@@ -43,7 +43,11 @@ def timm_folder(folder: Path, architecture: str, arguments: dict[str, Any]) -> s
     """timm's own form of an architecture with other arguments than its name says: what `timm_model_name` is then."""
     folder.mkdir(parents=True, exist_ok=True)
     usual = timm.models.get_pretrained_cfg(architecture).to_dict()
-    about = {key: usual[key] for key in ("first_conv", "classifier", "pool_size") if usual.get(key)}
+    about = {
+        key: usual[key]
+        for key in ("first_conv", "classifier", "pool_size", "input_size", "fixed_input_size")
+        if usual.get(key)
+    }
     record = {"architecture": architecture, "pretrained_cfg": about, "model_args": arguments}
     (folder / "config.json").write_text(json.dumps(record), "utf-8")
     return f"local-dir:{folder}"
