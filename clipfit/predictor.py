@@ -16,6 +16,7 @@ from PIL import Image
 from clipfit.config import Recipe
 from clipfit.data.images import decode, upright
 from clipfit.errors import DataError, UsageError
+from clipfit.formats.subject import ABOUT
 from clipfit.measure import scoring
 from clipfit.measure.calibration import Temperature, temperature_of
 from clipfit.model import devices, loading, sources
@@ -24,7 +25,6 @@ from clipfit.runs import files, place
 from clipfit.runs.run import Run, open_run
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any]"
-ABOUT = "clipfit.json"  # beside the weights of an export: what clipfit knows of them
 TEXTS_AT_ONCE = 512
 SETS_KEPT = 8  # of classes whose texts are kept
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**27  # of a picture, resized as the model wants it and not yet cropped

@@ -76,7 +76,8 @@ def about(subject: Subject) -> dict[str, Any]:
 
 def write_about(subject: Subject, folder: Path) -> None:
     """The file by which clipfit knows the folder for its own. Raises OutputError."""
-    files.write_json(folder / ABOUT, {**about(subject), "adapt": subject.model.source.adapt_defaults})
+    files.write_json(folder / ABOUT, {**about(subject), "adapt": subject.model.source.adapt_defaults,
+                                    "grey_bits": subject.run.record.grey_bits})  # fmt: skip
 
 
 def plain(source: Source, text: str) -> str:
