@@ -94,7 +94,7 @@ def throughput(args: argparse.Namespace, work: Path) -> None:
 
 
 def predicted(model: Predictor, folder: Path, work: Path) -> object:
-    """The verb as the command line calls it, but for loading the model, which no number of images repeats."""
+    """The verb as the command line calls it, but for loading the model and reading the texts: once, however many."""
     names = PredictConfig((work / "images",), model=str(folder), classes=work / "names.txt", batch_size=BATCH,
                           output=work / "rows.jsonl", overwrite=True)  # fmt: skip
     load = clipfit.predictor.load

@@ -137,10 +137,12 @@ class Predictor:
         Raises:
             UsageError: another template for a run whose context was learnt, in place of this template's words.
         """
-        template = template or self.template
+        template, names = template or self.template, tuple(classes)
+        if (names, template) == (self.classes, self.template):
+            return self
         if self.clip.context is not None and template != self.template:
             raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
-        return Predictor(self.clip, self.origin, self.alpha, tuple(classes), template, self._temperature,
+        return Predictor(self.clip, self.origin, self.alpha, names, template, self._temperature,
                          self.grey_bits)  # fmt: skip
 
     # ---- parts of it, for streams

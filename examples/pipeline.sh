@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# A step of a data pipeline: adapt, measure, and export only what is good enough.
+# A step of a data pipeline: adapt, measure, export only what is good enough, and label the next images with it.
 #
-#   examples/pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [more options of `clipfit adapt` …]
+#   [NEXT=IMAGES] examples/pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [more options of `clipfit adapt` …]
 #
+# NEXT                images to label afterwards, a folder or a list; where it is not given, SHOTS once more
 # OUT/metrics.json   what `clipfit evaluate --json` printed
 # OUT/model/         the exported model (open_clip's local-dir:), only if base accuracy on held-out images is at least
 #                    LEAST_BASE_ACCURACY (a fraction, default 0.8) and new classes lost at most 2 points to zero-shot
+# OUT/labels.jsonl   a row an image of NEXT, by the exported model
 #
-# Exit codes: 0 exported · 10 measured, but not good enough · anything else: clipfit's own (see its --help).
+# Exit codes: 0 exported and labelled · 10 measured, but not good enough · anything else: clipfit's own (see its --help).
 set -euo pipefail
 
 shots=${1:?usage: pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [adapt options …]}
@@ -38,3 +40,16 @@ then
   exit 10
 fi
 clipfit export "$run" --format open_clip --output "$out/model" --overwrite
+
+# a row an input, whatever is wrong with some: what is counted in the file is what the summary says
+rows=$(clipfit predict "$out/model" "${NEXT:-$shots}" --output "$out/labels.jsonl" --overwrite --json |
+  python3 -c 'import json, sys; print(json.load(sys.stdin)["rows"])')
+if command -v jq >/dev/null; then
+  counted=$(jq -c 'select(has("path") and has("label") and has("error"))' "$out/labels.jsonl" | wc -l)
+else
+  counted=$(wc -l <"$out/labels.jsonl")
+fi
+if [ "$counted" -ne "$rows" ]; then
+  echo "$out/labels.jsonl has $counted whole rows of $rows" >&2
+  exit 1
+fi
