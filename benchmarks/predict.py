@@ -6,8 +6,9 @@
 Each turn times, in one process and one after another: decoding alone (all cores), the forward pass alone (all cores),
 and `predict` from files to a file. Bare is what both take when neither waits for anything, images / (decode +
 forward); ratios are medians over turns. Both are given by the clock and by the processor's own count: where other work
-shares the machine only the latter means anything, with OMP_NUM_THREADS=1, for threads that wait for others spin. --transformers is an export
-of that format, run by its zero-shot pipeline; --onnxruntime the bare image tower there, with the same decoding.
+shares the machine only the latter means anything, with OMP_NUM_THREADS=1, for threads that wait for others spin.
+--transformers is an export of that format, run by its zero-shot pipeline; --onnxruntime the bare image tower there,
+with the same decoding.
 """
 
 from __future__ import annotations
