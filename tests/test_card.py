@@ -103,6 +103,21 @@ def test_every_number_is_one_of_the_runs(run):
     assert rendered(body).cells == 3 * 6
 
 
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (None, "the classes below, or any others."),
+        ("classifier", "it knows no others."),
+        ("image", "turns images into"),
+    ],
+)
+def test_what_a_part_can_be_asked_is_said(run, part, words):
+    made = replace(subject(run), options=FormatOptions(part))
+    introduction = card.card(made, Usage("onnx", ""), PROOF).partition("## Classes")[0]
+    assert words in introduction
+    assert ("any others" in introduction) == (part is None)
+
+
 def test_what_was_not_measured_is_said_with_how_to(run):
     evaluate(EvaluateConfig(run, alphas=(1.0,)))
     text = card.card(subject(run), Usage("open_clip", ""), PROOF)

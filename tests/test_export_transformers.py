@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from conftest import VISION, make_classes, make_model, picture
+from families import SIGLIP_TEXT, WORDS, family_cfg, make_family, save_model, words_tokenizer
 from safetensors.torch import load_file, save_file
 
 from clipfit import ExportConfig, export
@@ -158,6 +159,67 @@ def test_another_tokenizer_is_not_kept(cli, split_run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+# ---- SigLIP
+
+SQUASH = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+@pytest.mark.parametrize("kind", ["cropped", "squashed, by tanh", "a tokenizer of its own"])
+def test_a_siglip_is_what_its_own_classes_load(cli, split, tmp_path, kind):
+    """By its own way from files and texts to logits, the bias included, with nothing of clipfit in between."""
+    if kind == "cropped":
+        model = make_family("siglip", tmp_path / "model")
+    else:
+        cfg = family_cfg("siglip", tmp_path / "model")
+        if kind == "a tokenizer of its own":
+            words_tokenizer(tmp_path / "model")
+            cfg["text_cfg"] |= {"hf_tokenizer_name": str(tmp_path / "model"), "vocab_size": len(WORDS)}
+            cfg["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+        else:
+            cfg["text_cfg"]["act_kwargs"] = {"approximate": "tanh"}
+        model = save_model(tmp_path / "model", cfg, SQUASH)
+    made = cli("adapt", split, "--model", model, "--output", "run")
+    assert made.code == 0, made.stderr
+    done = cli("export", "run", "--format", "transformers", "--json")
+    assert done.code == 0, done.stderr
+    assert done.document["proof"]["identical_pixels"]["same_labels"] == 6
+    folder, run = tmp_path / done.document["output"], open_run(tmp_path / "run")
+    ours = loading.rebuild(run.source, run.state(run.alpha))
+    theirs, told = transformers.SiglipModel.from_pretrained(folder, output_loading_info=True)
+    assert not [name for names in told.values() for name in names]
+    processor = transformers.SiglipProcessor.from_pretrained(folder, backend="pil")
+    images = [picture(k, (40, 34)) for k in range(4)]
+    names = ["a photo of a bee", "a drawing: cow!! 3 of them!", "dog's dinner", "x" * 200]
+    x = torch.stack([ours.normalize(ours.geometry(image)[None])[0] for image in images])
+    asked = processor(images=images, text=names, return_tensors="pt", padding="max_length", truncation=True)
+    torch.testing.assert_close(asked["pixel_values"], x, atol=1e-5, rtol=0)
+    if kind != "a tokenizer of its own":  # which open_clip gives texts without their punctuation
+        assert torch.equal(asked["input_ids"], ours.tokenize(names))
+    with torch.no_grad():
+        mine = ours.logits(ours.encode_image(x), ours.encode_text(asked["input_ids"]))
+        torch.testing.assert_close(theirs.eval()(**asked).logits_per_image, mine, atol=1e-4, rtol=0)
+    assert theirs.config.text_config.hidden_act == ("gelu_pytorch_tanh" if kind.endswith("tanh") else "gelu")
+    assert "SiglipModel.from_pretrained" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "words"),
+    [
+        ({}, {}, None),
+        ({"timm_model_name": "vit_base_patch16_siglip_gap_224"}, {}, "no vision transformer of CLIP's"),
+        ({"timm_pool": "avg"}, {}, "a projection or a pooling of another kind"),
+        ({}, {"no_causal_mask": False}, "a text tower with no_causal_mask False beside"),
+        ({}, {"hf_model_name": "x"}, "a text tower with hf_model_name 'x'"),
+    ],
+)
+def test_it_says_what_of_a_siglip_it_cannot_hold(vision, text, words):
+    image = {"image_size": 224, "timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map",
+             "timm_proj": "none", **vision}  # fmt: skip
+    cfg = {"embed_dim": 768, "custom_text": True, "vision_cfg": image, "text_cfg": {**SIGLIP_TEXT, **text}}
+    reason = unlike_clip(sources.Source("m", None, "", cfg, {"size": 224, "resize_mode": "squash"}))
+    assert reason is None if words is None else words in (reason or "")
+
+
 # ---- what it cannot hold
 
 CFG = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": {"context_length": 16}}
@@ -191,7 +253,11 @@ def test_a_resnet_is_refused_before_anything_is_computed(cli, models, split, mon
     assert cli("adapt", split, "--model", models["resnet"], "--output", "run").code == 0
     monkeypatch.setattr(loading, "rebuild", lambda *_, **__: pytest.fail("a model was built"))
     done = cli("export", "run", "--format", "transformers")
-    done.fails(2, "the format transformers cannot hold an image tower that is no vision", "--format open_clip can")
+    done.fails(
+        2,
+        "the format transformers cannot hold an image tower that is no vision",
+        "--format open_clip or --format safetensors",
+    )
 
 
 @pytest.mark.slow

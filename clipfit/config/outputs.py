@@ -46,7 +46,7 @@ class Takes:
 # a test holds these names against the table in formats/, which needs torch
 FORMATS: Mapping[str, Takes] = {
     "open_clip": Takes("a folder for open_clip's local-dir:"),
-    "transformers": Takes("a folder for CLIPModel and CLIPProcessor", dtype=DTYPES),
+    "transformers": Takes("a folder for CLIPModel and CLIPProcessor, or SigLIP's", dtype=DTYPES),
     "safetensors": Takes("one self-describing file of weights", dtype=DTYPES),
     "difference": Takes("what changed against the pre-trained weights, for every α"),
     "onnx": Takes("a graph of a part", PARTS, ("fp32", "fp16"), QUANTIZE),

@@ -16,22 +16,25 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 NEW = int(transformers.__version__.split(".")[0]) >= 5
 FAST = "the fast image processor"
+Processor = CLIPProcessor | SiglipProcessor
 
 
-def processors(folder: str) -> tuple[CLIPProcessor, CLIPProcessor]:
+def processors(folder: str, kind: type[Processor]) -> tuple[Processor, Processor]:
     """With the image processor that Pillow resizes for, and with torchvision's."""
     if NEW:
-        return CLIPProcessor.from_pretrained(folder, backend="pil"), CLIPProcessor.from_pretrained(folder)
-    return CLIPProcessor.from_pretrained(folder), CLIPProcessor.from_pretrained(folder, use_fast=True)
+        return kind.from_pretrained(folder, backend="pil"), kind.from_pretrained(folder)
+    return kind.from_pretrained(folder), kind.from_pretrained(folder, use_fast=True)
 
 
-def ids(processor: CLIPProcessor, texts: list[str]) -> torch.Tensor:
-    """(n, context length); 0 behind the first end of text, where no id counts."""
+def ids(processor: Processor, texts: list[str]) -> torch.Tensor:
+    """(n, context length); of CLIP 0 behind the first end of text, where no id counts. Of SigLIP all count."""
     found = processor(text=texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    if isinstance(processor, SiglipProcessor):
+        return found
     is_end = found == processor.tokenizer.eos_token_id
     return found.masked_fill(is_end.cumsum(1) > is_end.int(), 0)
 
@@ -40,15 +43,17 @@ def main(folder: str, exchange: Path) -> None:
     request = json.loads((exchange / "request.json").read_text("utf-8"))
     tensors = load_file(exchange / "request.safetensors")
     torch.set_num_threads(request["threads"])
-    model = CLIPModel.from_pretrained(folder).eval()
-    processor, fast = processors(folder)
+    of_siglip = json.loads((Path(folder) / "config.json").read_text("utf-8"))["model_type"] == "siglip"
+    model = (SiglipModel if of_siglip else CLIPModel).from_pretrained(folder).eval()
+    processor, fast = processors(folder, SiglipProcessor if of_siglip else CLIPProcessor)
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
         found = [model(input_ids=tensors["tokens"], pixel_values=part) for part in pixels.split(16)]
         images = torch.cat([output.image_embeds for output in found]).float()  # (n, D)
-        return model.logit_scale.float().exp() * images @ found[0].text_embeds.float().T  # (n, C)
+        scaled = model.logit_scale.float().exp() * images @ found[0].text_embeds.float().T  # (n, C)
+        return scaled + model.logit_bias.float() if of_siglip else scaled
 
-    def seen(picture: Image.Image, by: CLIPProcessor = processor) -> torch.Tensor:
+    def seen(picture: Image.Image, by: Processor = processor) -> torch.Tensor:
         return by(images=picture, return_tensors="pt")["pixel_values"][0]
 
     errors: dict[str, str] = {}

@@ -41,6 +41,24 @@ def write(folder: Path, source: Source, for_transformers: bool) -> None:
     )
 
 
+def write_filled(folder: Path, source: Source, pad: str) -> None:
+    """The same for a text tower that reads what a text is filled with: with the id 0, as open_clip does.
+
+    That id is a piece's, too; `pad` is another name of it, by which no text is split. Raises OutputError.
+    """
+    vocabulary, merges, length = _vocabulary(source)
+    made = _tokenizer({pad: 0, **vocabulary}, merges, length)
+    made["padding"].update(pad_id=0, pad_token=pad)
+    made["added_tokens"].insert(0, {**made["added_tokens"][0], "id": 0, "content": pad})
+    files.write_text(folder / TOKENIZER, _compact(made))
+    named = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": pad}
+    files.write_json(
+        folder / "tokenizer_config.json",
+        {**named, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length,
+         "model_input_names": ["input_ids"]},
+    )  # fmt: skip
+
+
 def _vocabulary(source: Source) -> tuple[dict[str, int], list[tuple[str, str]], int]:
     """Token → id, the merges in their order, and the context length."""
     tokenizer = tokenizer_of(source)

@@ -170,8 +170,7 @@ def _introduction(subject: Subject) -> str:
     return "\n".join([
         f"# {code(run.path.resolve().name)}",
         "",
-        f"A CLIP model, adapted by clipfit {record.clipfit} to {len(run.base)} "
-        "classes. It tells which of a list of names fits an image best: the classes below, or any others.",
+        f"A CLIP model, adapted by clipfit {record.clipfit} to {len(run.base)} classes. {_task(subject)}",
         "",
         f"- pre-trained model: {_base(run.source)}, SHA-256 of its tensors `{run.source.sha256}`",
         f"- shots: {len(run.shots)} images of {len(counts)} classes, {a_class} a class",
@@ -180,6 +179,16 @@ def _introduction(subject: Subject) -> str:
         f"- text of a class: {code(run.template)}",
         "- licence: that of the pre-trained model goes on to hold; clipfit does not know it",
     ])  # fmt: skip
+
+
+def _task(subject: Subject) -> str:
+    """What it can be asked."""
+    match subject.options.part:
+        case "classifier":
+            return "It tells which of the classes below fits an image best; it knows no others."
+        case "image" | "text":
+            return f"This part turns {subject.options.part}s into vectors, to be compared with those of the other part."
+    return "It tells which of a list of names fits an image best: the classes below, or any others."
 
 
 def _base(source: Source) -> str:

@@ -1,4 +1,4 @@
-"""A folder that the transformers library loads without a network: CLIPModel and CLIPProcessor."""
+"""A folder that the transformers library loads without a network: CLIPModel and CLIPProcessor, or SigLIP's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clipfit.config.outputs import FormatOptions
-from clipfit.formats import bpe, consumer, proof
+from clipfit.formats import bpe, consumer, proof, siglip
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import DTYPES, Subject, write_about
@@ -58,7 +58,7 @@ class TransformersFolder:
     libraries = ("transformers",)
 
     def holds(self, run: Run, additions: Additions, options: FormatOptions) -> str | None:
-        """A plain CLIP whose towers and preprocessing the library knows."""
+        """A plain CLIP, or a SigLIP, whose towers and preprocessing the library knows."""
         if additions.edits:
             return "edits of patch tokens"
         return "context vectors" if additions.context else unlike_clip(run.source)
@@ -67,19 +67,28 @@ class TransformersFolder:
         """Raises OutputError where the place cannot be written or has no room."""
         source, dtype = subject.model.source, DTYPES[subject.options.dtype]
         files.require_room(folder, subject.model.bytes)
-        tensors = {name: t.to(dtype) for name, t in renamed(subject.model.state())}
+        of_siglip, kind = siglip.is_siglip(source), str(dtype).removeprefix("torch.")
+        names = siglip.renamed if of_siglip else renamed
+        tensors = {name: t.to(dtype) for name, t in names(subject.model.state())}
         files.write_tensors(folder / WEIGHTS, tensors, {}, {"format": "pt"})  # without which the library refuses it
-        files.write_json(folder / CONFIG, clip_config(source, subject.model.scale, str(dtype).removeprefix("torch.")))
-        files.write_json(folder / PICTURES, image_processor(source))
-        bpe.write(folder, source, for_transformers=True)
+        if of_siglip:
+            files.write_json(folder / CONFIG, siglip.config(subject.model, kind))
+            siglip.write_texts(folder, source)
+        else:
+            files.write_json(folder / CONFIG, clip_config(source, subject.model.scale, kind))
+            bpe.write(folder, source, for_transformers=True)
+        files.write_json(folder / PICTURES, image_processor(source, "Siglip" if of_siglip else "CLIP"))
         write_about(subject, folder)
 
     def usage(self, subject: Subject, folder: Path) -> Usage:
-        """By CLIPModel and CLIPProcessor."""
-        return Usage("transformers", USAGE)
+        """By CLIPModel and CLIPProcessor, or SigLIP's."""
+        if not siglip.is_siglip(subject.model.source):
+            return Usage("transformers", USAGE)
+        told = USAGE.replace("CLIPModel", "SiglipModel").replace("CLIPProcessor", "SiglipProcessor")
+        return Usage("transformers", told.replace("padding=True", 'padding="max_length", truncation=True'))
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
-        """CLIPModel's logits, of the pixels that clipfit saw, and of the shots as CLIPProcessor opens them.
+        """The library's logits, of the pixels that clipfit saw, and of the shots as its processor opens them.
 
         Raises:
             ClipfitError: they differ, or the processor makes other ids of the texts or other pixels of a picture.
@@ -88,14 +97,18 @@ class TransformersFolder:
 
 
 def unlike_clip(source: Source) -> str | None:
-    """None, or what of the architecture or the preprocessing CLIPModel and CLIPProcessor have no place for."""
-    model, pictures = source.model_cfg, source.preprocess_cfg
+    """None, or what of the architecture or the preprocessing the library's CLIP and SigLIP have no place for."""
+    found = siglip.unlike_siglip(source) if siglip.is_siglip(source) else _unlike_plain(source.model_cfg)
+    return found or _unlike_processor(source)
+
+
+def _unlike_plain(model: Mapping[str, Any]) -> str | None:
     image, text = model["vision_cfg"], model["text_cfg"]
-    if model.get("custom_text") or text.get("hf_model_name"):
-        return "a text tower of another kind than CLIP's"
     if image.get("timm_model_name") or isinstance(image.get("layers"), list):
         kind = image.get("timm_model_name") or "ResNet"
         return f"an image tower that is no vision transformer of CLIP's ({kind})"
+    if model.get("custom_text") or text.get("hf_model_name"):
+        return "a text tower of another kind than CLIP's"
     for where, cfg, known in (("an image", image, IMAGE), ("a text", text, TEXT)):
         for key, value in cfg.items():
             if key not in known and not _as_usual(key, value):
@@ -105,6 +118,11 @@ def unlike_clip(source: Source) -> str | None:
         return f"a text tower with pool_type {text['pool_type']!r}"
     if not bpe.is_plain(text):
         return "a text tower whose tokens are not CLIP's"
+    return None
+
+
+def _unlike_processor(source: Source) -> str | None:
+    image, pictures = source.model_cfg["vision_cfg"], source.preprocess_cfg
     sizes = (image.get("image_size", 224), image.get("patch_size", 16), pictures.get("size", 224))
     if any(isinstance(size, list) and len(set(size)) != 1 for size in sizes):
         return "images that are not square"
@@ -145,14 +163,17 @@ _IMAGE_DEFAULTS = {"image_size": 224, "layers": 12, "width": 768, "head_width": 
 _TEXT_DEFAULTS = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0}
 
 
-def image_processor(source: Source) -> dict[str, Any]:
-    """preprocessor_config.json: open_clip's resize, crop and normalisation."""
+def image_processor(source: Source, kind: str = "CLIP") -> dict[str, Any]:
+    """preprocessor_config.json: open_clip's resize, crop and normalisation.
+
+    kind: "Siglip" for SiglipProcessor; where pictures are cropped it has CLIP's image processor, its own cannot.
+    """
     cfg = source.preprocess_cfg
     side = _side(cfg["size"])
     square = {"height": side, "width": side}
     shortest = cfg.get("resize_mode", "shortest") == "shortest"
     return {
-        "image_processor_type": "CLIPImageProcessor", "processor_class": "CLIPProcessor",
+        "image_processor_type": f"{'CLIP' if shortest else kind}ImageProcessor", "processor_class": f"{kind}Processor",
         "do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": side} if shortest else square,
         "resample": RESAMPLE[cfg["interpolation"]], "do_center_crop": shortest, "crop_size": square,
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
