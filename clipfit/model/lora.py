@@ -173,8 +173,8 @@ def require_attention(model: Any) -> None:
     reason = lacks_attention(model)
     if reason:
         raise ModelError(
-            f"--tuning lora needs two transformers with plain multi-head attention, but {reason}: use --tuning full, or a "
-            "model such as ViT-B-16 or ViT-B-16-SigLIP2."
+            f"--tuning lora needs two transformers with plain multi-head attention, but {reason}: use --tuning full "
+            "or a model such as ViT-B-16 or ViT-B-16-SigLIP2."
         )
 
 
