@@ -236,4 +236,4 @@ def test_adapters_need_attention_in_a_run_too(cli, flat, models, tmp_path):
     refused = cli("adapt", flat, "--model", run, "--tuning", "lora", "--output", "on")
     refused.fails(4, "--tuning lora needs two")
     assert "decoding" not in refused.stderr  # it was said at once
-    cli("adapt", flat, "--model", run, "--method", "atha", "--output", "on").fails(4, "take a ViT")
+    cli("adapt", flat, "--model", run, "--method", "atha", "--output", "on").fails(4, "take a model such as ViT-B-16")

@@ -209,7 +209,9 @@ def test_a_plain_clip_cannot_hold_an_edited_one(cli, edited_run, models):
 
 
 def test_what_it_cannot_do_is_said_in_one_sentence(cli, models, split):
-    cli("adapt", split, "--method", "atha", "--model", models["resnet"]).fails(4, "ModifiedResNet", "take a ViT")
+    cli("adapt", split, "--method", "atha", "--model", models["resnet"]).fails(
+        4, "ModifiedResNet", "take a model such as ViT-B-16"
+    )
     cli("adapt", split, "--method", "atha", "--model", models["vit"], "--head-block", 2).fails(2, "between 0 and 1")
     cli("adapt", split, "--method", "atha", "--model", models["vit"], "--head-ratio", 0.95).fails(2, "exceed 1")
     cli("adapt", split, "--method", "finetune", "--model", models["vit"], "--head-ratio", 0.5).fails(2, "head_ratio")

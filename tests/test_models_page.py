@@ -29,7 +29,8 @@ def page() -> str:
 def test_the_page_lists_what_open_clip_lists(page):
     rows = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     refused = re.findall(r"`([^`]+)`", page.split("Not adapted:")[1])
-    assert sorted(rows + refused) == sorted(open_clip.list_models())
+    ours = {name for name in open_clip.list_models() if name.startswith("Little-")}  # other tests' own
+    assert sorted(rows + refused) == sorted(set(open_clip.list_models()) - ours)
 
 
 @pytest.mark.parametrize("name", SOME)
