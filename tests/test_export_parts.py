@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import picture
 
+import clipfit
 from clipfit import ExportConfig, export
 from clipfit.config.outputs import FormatOptions
 from clipfit.errors import UsageError
@@ -112,6 +115,25 @@ def test_the_text_tower_holds_context_vectors(cli, split, models, format):
     assert done.code == 0, done.stderr
     assert done.document["proof"]["identical_pixels"]["same_labels"] == 6
     cli("export", "run", "--format", "open_clip").fails(2, "cannot hold context vectors", f"--format {format} --part")
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_the_cards_own_code_reads_texts_as_the_run_does(cli, split, models, format, monkeypatch, tmp_path):
+    """Where a text is read with what it is filled with too: no causal mask."""
+    pytest.importorskip("tokenizers")
+    told = ("--model", models["bidirectional"], "--method", "finetune", "--epochs", 1, "--output", "run")
+    assert cli("adapt", split, *told).code == 0
+    done = cli("export", "run", "--format", format, "--part", "text", "--json")
+    assert done.code == 0, done.stderr
+    folder = tmp_path / done.document["output"]
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        names: dict[str, Any] = {}
+        exec(compile(code, "README.md", "exec"), names)
+    found = torch.as_tensor(np.asarray(names["found"][0] if format == "onnx" else names["found"].detach()))
+    expected = clipfit.load(tmp_path / "run").embed_texts(["a photo of a cat"])
+    torch.testing.assert_close(found.reshape(expected.shape), expected, atol=1e-5, rtol=0)
 
 
 def test_the_metadata_says_what_a_consumer_needs(split_run, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def test_the_tokenizer_makes_open_clips_ids(split_run, tmp_path, monkeypatch, te
     monkeypatch.chdir(tmp_path)
     tokenizers = pytest.importorskip("tokenizers")
     source = open_run(split_run).source
-    bpe.write(tmp_path, source, for_transformers=True)
+    bpe.write_for_clip(tmp_path, source)
     expected = tokenizer_of(source)([text])[0].tolist()
     expected = expected[: expected.index(49407) + 1]
     alone = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids

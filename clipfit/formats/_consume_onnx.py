@@ -15,8 +15,6 @@ import onnxruntime
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-END = "<|endoftext|>"
-
 
 def session_of(file: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
@@ -36,13 +34,10 @@ def logits_of(session: onnxruntime.InferenceSession, given: np.ndarray, tensors:
 
 
 def tokens_of(file: Path, texts: list[str]) -> np.ndarray:
-    """(n, context length); 0 behind the first end of text, where no id counts."""
+    """(n, context length)"""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
-    ids = np.array([text.ids for text in tokenizer.encode_batch(texts)])
-    is_end = ids == tokenizer.token_to_id(END)
-    return np.where(is_end.cumsum(1) > is_end, 0, ids)
+    return np.array([text.ids for text in Tokenizer.from_file(str(file)).encode_batch(texts)])
 
 
 def main(folder: Path, exchange: Path) -> None:

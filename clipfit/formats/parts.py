@@ -105,7 +105,7 @@ def write_beside(subject: Subject, folder: Path) -> None:
     if subject.options.part != "text":
         shutil.copy(Path(__file__).with_name("_preprocess.py"), folder / PREPROCESS)
     elif bpe.is_plain(subject.model.source.model_cfg["text_cfg"]):
-        bpe.write(folder, subject.model.source, for_transformers=False)
+        bpe.write(folder, subject.model.source)
 
 
 def bytes_of(part: Part) -> int:

@@ -24,7 +24,6 @@ TEXT = (
     "norm_kwargs", "act_kwargs", "hf_tokenizer_name", "tokenizer_kwargs", "pad_id",
 )  # fmt: skip
 NEEDED = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}  # of the text tower
-PAD = "<pad>"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -92,7 +91,7 @@ def write_texts(folder: Path, source: Source) -> None:
     """
     length = source.model_cfg["text_cfg"].get("context_length", 77)
     if not is_of_transformers(source):
-        bpe.write_filled(folder, source, PAD)
+        bpe.write_for_siglip(folder, source)
         return
     write_tokenizer(source, folder)
     record = json.loads((folder / TOKENIZER_CONFIG).read_text("utf-8"))

@@ -76,7 +76,7 @@ class TransformersFolder:
             siglip.write_texts(folder, source)
         else:
             files.write_json(folder / CONFIG, clip_config(source, subject.model.scale, kind))
-            bpe.write(folder, source, for_transformers=True)
+            bpe.write_for_clip(folder, source)
         files.write_json(folder / PICTURES, image_processor(source, "Siglip" if of_siglip else "CLIP"))
         write_about(subject, folder)
 
