@@ -44,6 +44,21 @@ def test_images_as_paths_pictures_and_arrays(split_run, tmp_path):
     assert (model.predict([]), model.logits([]).shape) == ([], (0, 3))
 
 
+def test_an_export_of_which_a_byte_was_flipped_is_refused(cli, split, split_run, tmp_path):
+    images(tmp_path, 1)
+    folder = tmp_path / cli("export", split_run, "--json").document["output"]
+    file = folder / "open_clip_model.safetensors"
+    data = file.read_bytes()
+    assert clipfit.load(folder).predict(tmp_path / "0.png")
+    for at in (len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        words = ("open_clip_model.safetensors is not as clipfit exported it: expected SHA-256", "copy the export again")
+        cli("predict", folder, "0.png").fails(4, *words)
+        cli("adapt", split, "--model", folder).fails(4, *words)
+    file.write_bytes(data)
+    assert clipfit.load(folder).predict(tmp_path / "0.png")
+
+
 def test_at_another_ratio(split_run, models, tmp_path):
     images(tmp_path, 1)
     model = clipfit.load(split_run)

@@ -15,6 +15,7 @@ from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import ABOUT, Subject, about, write_about
 from clipfit.model.named import Additions
 from clipfit.model.tokenizing import write_tokenizer
+from clipfit.model.weights import state_sha256
 from clipfit.runs import files
 from clipfit.runs.run import Run
 
@@ -67,7 +68,7 @@ class OpenClipFolder:
         files.write_tensors(folder / WEIGHTS, model.state(), about(subject))
         files.write_json(folder / CONFIG, {"model_cfg": source.model_cfg, "preprocess_cfg": source.preprocess_cfg})
         write_tokenizer(source, folder)
-        write_about(subject, folder)
+        write_about(subject, folder, state_sha256(model.state()))
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
         """open_clip's logits, of the pixels that clipfit saw, and of the shots as open_clip itself decodes them.

@@ -74,9 +74,14 @@ def about(subject: Subject) -> dict[str, Any]:
     return {**described, "export": {"format": subject.format, **asdict(subject.options)}}
 
 
-def write_about(subject: Subject, folder: Path) -> None:
-    """The file by which clipfit knows the folder for its own. Raises OutputError."""
-    files.write_json(folder / ABOUT, {**about(subject), "adapt": subject.model.source.adapt_defaults,
+def write_about(subject: Subject, folder: Path, sha256: str | None = None) -> None:
+    """The file by which clipfit knows the folder for its own, and damage to what it loads. Raises OutputError.
+
+    Args:
+        sha256: of all tensors (see weights.state_sha256), where they are in the folder for clipfit to load.
+    """
+    checked = {} if sha256 is None else {"sha256": sha256}
+    files.write_json(folder / ABOUT, {**about(subject), **checked, "adapt": subject.model.source.adapt_defaults,
                                     "grey_bits": subject.run.record.grey_bits})  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def fetch(
 
     Raises:
         ModelError: the model cannot have that (said before anything is fetched), or its weights cannot be had, do not
-            fit, or are not finite.
+            fit, are not finite, or are not those that clipfit exported.
         UsageError: the additions name a block that the model does not have, or words that cannot be learnt.
     """
     model = _built(origin)
@@ -49,9 +49,13 @@ def fetch(
     if adapters:
         lora.require_attention(model)
     weights.fill(model, origin.file or _fetched(origin), origin.architecture)
-    return Clip(
-        model, replace(source, sha256=weights.state_sha256(model.state_dict())), torch.device(device), additions
-    )
+    found = weights.state_sha256(model.state_dict())
+    if origin.sha256 not in ("", found):
+        raise ModelError(
+            f"{origin.file} is not as clipfit exported it: expected SHA-256 {origin.sha256[:16]}…, "
+            f"found {found[:16]}…; copy the export again."
+        )
+    return Clip(model, replace(source, sha256=found), torch.device(device), additions)
 
 
 def rebuild(

@@ -58,6 +58,7 @@ class Origin:
     adapt_defaults: Mapping[str, Any] = field(default_factory=dict)
     file: Path | None = None  # the weights, where they are on this machine
     tag: Mapping[str, Any] = field(default_factory=dict)  # open_clip's entry, where it fetches them
+    sha256: str = ""  # of all tensors, where an export of clipfit's says what it must be
 
     @property
     def label(self) -> str:
@@ -240,9 +241,9 @@ def _folder(model: str, folder: Path) -> Origin:
     weights = compat.checkpoint_in(folder)
     if weights is None:
         raise ModelError(f"{folder} is no model folder yet: {FOLDER_NEEDS}, but it has no weights.")
-    extra = folder / "clipfit.json"
-    defaults = _json_object(extra).get("adapt", {}) if extra.is_file() else {}
-    return Origin(model, None, model_cfg, settings, defaults, file=weights)
+    about = _json_object(folder / "clipfit.json") if (folder / "clipfit.json").is_file() else {}
+    defaults, sha256 = about.get("adapt", {}), str(about.get("sha256", ""))
+    return Origin(model, None, model_cfg, settings, defaults, file=weights, sha256=sha256)
 
 
 def _found(folder: Path) -> str:
