@@ -20,7 +20,7 @@ from clipfit.errors import ModelError, OutputError, UsageError
 from clipfit.formats import consumer, encoding, proof, unpacked
 from clipfit.formats.card import Usage
 from clipfit.formats.encoding import Encoded, Encoding
-from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder
+from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder, reading
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.safetensors import TOKENIZER
 from clipfit.formats.subject import Subject, about, in_effect, write_about
@@ -110,7 +110,7 @@ class Difference:
         return Usage("open_clip", f"{USAGE}\n{TABLE}\n{table}\n")
 
 
-USAGE = """
+USAGE = f"""
 `difference.safetensors` holds what was added to the pre-trained weights, for every α. `restore.py`, which needs torch,
 safetensors and open_clip, adds it to them, after a look at their SHA-256, and writes a folder that open_clip loads:
 
@@ -121,24 +121,7 @@ python restore.py . restored --alpha 0.5
 open_clip fetches the pre-trained weights; where they are elsewhere, say so with `--model` and `--pretrained`. Then:
 
 ```python
-import json
-
-import open_clip
-import torch
-from PIL import Image
-
-with open("clipfit.json", encoding="utf-8") as file:
-    about = json.load(file)
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:restored")
-tokenize = open_clip.get_tokenizer("local-dir:restored")
-model.eval()
-with torch.no_grad():
-    texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
-    text_features = model.encode_text(texts, normalize=True)
-    image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
-    probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
-print(about["classes"][probabilities.argmax()])
-```
+{reading("restored")}```
 """
 TABLE = """
 How the difference is stored was chosen by measuring: the first row is in the file. Sizes are of the tensors, also as a
@@ -205,7 +188,7 @@ def _logits(clip: Clip, run: Run, pictures: torch.Tensor) -> torch.Tensor:
     """Of uint8 pictures (n, 3, H, W) among the first base classes: (n, C)."""
     texts = scoring.texts(clip, run.base[:NAMES], run.template)
     features = [clip.encode_image(clip.normalize(part)).cpu() for part in pictures.split(16)]
-    return clip.scale.cpu() * torch.cat(features) @ texts.embeddings.T
+    return clip.logits(torch.cat(features), texts.embeddings)
 
 
 @contextmanager

@@ -22,11 +22,7 @@ from clipfit.runs.run import Run
 SCRIPT = "_consume_open_clip.py"
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
-USAGE = """
-With [open_clip](https://github.com/mlfoundations/open_clip) 3.2 or newer, in this folder:
-
-```python
-import json
+READING = """import json
 
 import open_clip
 import torch
@@ -34,8 +30,9 @@ from PIL import Image
 
 with open("clipfit.json", encoding="utf-8") as file:
     about = json.load(file)
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
-tokenize = open_clip.get_tokenizer("local-dir:.")
+"""
+CLASSIFYING = """model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
+tokenize = open_clip.get_tokenizer("local-dir:FOLDER")
 model.eval()
 with torch.no_grad():
     texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
@@ -43,7 +40,24 @@ with torch.no_grad():
     image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
     probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
 print(about["classes"][probabilities.argmax()])
-```
+"""
+
+
+def reading(folder: str) -> str:
+    """Python that classifies an image by a folder of open_clip's and the clipfit.json of the export."""
+    return READING + classifying(folder)
+
+
+def classifying(folder: str) -> str:
+    """The same, where `about` is what clipfit.json says."""
+    return CLASSIFYING.replace("FOLDER", folder)
+
+
+USAGE = f"""
+With [open_clip](https://github.com/mlfoundations/open_clip) 3.2 or newer, in this folder:
+
+```python
+{reading(".")}```
 
 With clipfit, to adapt it on: `clipfit adapt SHOTS --model FOLDER`.
 """

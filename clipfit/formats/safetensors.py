@@ -12,7 +12,7 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.errors import ClipfitError
 from clipfit.formats import proof, unpacked
 from clipfit.formats.card import Usage
-from clipfit.formats.open_clip import OpenClipFolder
+from clipfit.formats.open_clip import OpenClipFolder, classifying
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import DTYPES, Subject, about, write_about
 from clipfit.model.named import Additions
@@ -22,7 +22,7 @@ from clipfit.runs.run import Run
 
 SCRIPT = "_consume_safetensors.py"
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer"  # the latter a folder, where there is one to keep
-USAGE = """
+USAGE = f"""
 `model.safetensors` holds the weights by open_clip's names, and as JSON in its metadata, under `clipfit`, the
 architecture, the preprocessing, the classes and the template. With open_clip 3.2 or newer, in this folder:
 
@@ -39,25 +39,16 @@ from safetensors.torch import save_file
 
 with safe_open("model.safetensors", "pt") as file:
     about = json.loads(file.metadata()["clipfit"])
-    state = {name: file.get_tensor(name) for name in file.keys()}
+    state = {{name: file.get_tensor(name) for name in file.keys()}}
 folder, source = Path("for_open_clip"), about["pretrained"]
 folder.mkdir(exist_ok=True)
-config = {key: source[key] for key in ("model_cfg", "preprocess_cfg")}
+config = {{key: source[key] for key in ("model_cfg", "preprocess_cfg")}}
 (folder / "open_clip_config.json").write_text(json.dumps(config))
 save_file(state, folder / "open_clip_model.safetensors")
 if Path("tokenizer").is_dir():  # of the transformers library
     shutil.copytree("tokenizer", folder, dirs_exist_ok=True)
 
-model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-model.eval()
-with torch.no_grad():
-    texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
-    text_features = model.encode_text(texts, normalize=True)
-    image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
-    probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
-print(about["classes"][probabilities.argmax()])
-```
+{classifying("for_open_clip")}```
 
 open_clip computes in fp32, whatever the type in the file.
 """

@@ -69,7 +69,7 @@ class PatchTower:
 
 def patch_tower(model: Any, name: str, what: str = "token editing") -> PatchTower:
     """The image tower of a model as one of patch tokens. Raises ModelError where it is none, with what is missing."""
-    found = _of_open_clip(model.visual) if isinstance(model.visual, VisionTransformer) else _of_timm(model.visual)
+    found = _tower_or_lack(model.visual)
     if isinstance(found, PatchTower):
         return found
     raise ModelError(
@@ -80,8 +80,12 @@ def patch_tower(model: Any, name: str, what: str = "token editing") -> PatchTowe
 
 def lacks_patches(model: Any) -> str | None:
     """What a model's image tower lacks for token editing, as in "pools by attention"; None where it has all."""
-    found = _of_open_clip(model.visual) if isinstance(model.visual, VisionTransformer) else _of_timm(model.visual)
+    found = _tower_or_lack(model.visual)
     return None if isinstance(found, PatchTower) else found
+
+
+def _tower_or_lack(visual: Any) -> PatchTower | str:
+    return _of_open_clip(visual) if isinstance(visual, VisionTransformer) else _of_timm(visual)
 
 
 _BY_ATTENTION = "pools its patches by attention, in place of a linear head that can be inverted"

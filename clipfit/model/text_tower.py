@@ -87,11 +87,11 @@ def cut(model: Any, tokens: Tensor) -> Tensor:
     Under a causal mask nothing behind the end-of-text token can change its features. A tower of the transformers
     library gives its padding no weight, in attention and in pooling. Several times faster for class names.
     """
-    if not trims(model):
-        return tokens
     tower = own(model)
     if tower:
-        return tokens[:, : int(tower.ends(tokens).max()) + 1]
+        return tokens[:, : int(tower.ends(tokens).max()) + 1] if tower.trims else tokens
+    if not _masks_padding(model.text):
+        return tokens
     used = (tokens != model.text.config.pad_token_id).any(0).nonzero()  # a CPU–GPU sync
     return tokens[:, : int(used.max()) + 1] if len(used) else tokens
 
