@@ -40,6 +40,7 @@ coverage: ## `test` (a process a core, a file a time) and `test-few`, and the li
 
 help-docs: ## docs/options.md, docs/help.md and docs/models.md, from what is declared and from open_clip
 	$(PYTHON) docs/options.py
+	$(PYTHON) docs/architectures.py
 	$(PYTHON) docs/models.py
 
 lowest: ## the fast tests under the lowest versions that pyproject.toml promises; writes docs/lowest.md

@@ -2,21 +2,19 @@
 
     python docs/models.py
 
-Told from the layers of each, laid out without memory for weights; tests/test_every_model.py does to every one what its
-row says.
+From the table of `clipfit models` (see docs/architectures.py), told from the layers of each; tests/test_every_model.py
+does to every one what its row says.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import open_clip
 
-from clipfit.model import compat
-from clipfit.model.facts import Facts, facts_of
+from clipfit.model import catalogue, compat
+from clipfit.model.facts import Facts
 
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Models
@@ -77,13 +75,11 @@ def page() -> str:
         if compat.lacks_towers(cfg):
             refused.append(f"`{name}`")
         else:
-            lines.append(row(name, facts_of(cfg), reasons))
+            lines.append(row(name, catalogue.facts(name, cfg), reasons))
     numbered = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
     head = HEAD.format(version=version("open_clip_torch"))
     return head + "\n".join(lines) + "\n" + FOOT.format(reasons=numbered, refused=", ".join(refused))
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
     PAGE.write_text(page(), "utf-8")

@@ -1,13 +1,17 @@
-"""A Hugging Face cache as its library lays it out: what a user without a network has of the hub."""
+"""A Hugging Face cache as its library lays it out, all of the hub that is had offline; and a little architecture."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import pytest
+from conftest import TEXT, VISION
 from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,6 +29,14 @@ def keep(cache: Path, repository: str, files: Mapping[str, bytes]) -> Path:
         blob.write_bytes(content)
         (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
     return snapshot
+
+
+def list_little(folder: Path, name: str) -> dict[str, Any]:
+    """An architecture of few layers among open_clip's, "Little-…", of whose weights it says nothing: it stays there."""
+    cfg = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
+    (folder / f"{name}.json").write_text(json.dumps(cfg))
+    open_clip.add_model_config(folder)
+    return cfg
 
 
 @pytest.fixture

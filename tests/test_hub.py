@@ -12,8 +12,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from conftest import TEXT, VISION, make_model
-from hubs import cache, keep
+from conftest import make_model
+from hubs import cache, keep, list_little
 from safetensors.torch import load_file, save_file
 
 from clipfit import ModelError, UsageError
@@ -179,9 +179,7 @@ def test_the_default_model_from_a_cache_with_nothing_else_said(cache, flat, tmp_
 @pytest.fixture(scope="session")
 def little(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A little architecture among open_clip's, of whose weights it says nothing."""
-    folder = tmp_path_factory.mktemp("architectures")
-    (folder / "Little-Hub.json").write_text(json.dumps({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}))
-    open_clip.add_model_config(folder)
+    list_little(tmp_path_factory.mktemp("architectures"), "Little-Hub")
     return "Little-Hub"
 
 

@@ -6,8 +6,7 @@ import json
 
 import open_clip
 import pytest
-from conftest import TEXT, VISION
-from hubs import cache, keep
+from hubs import cache, keep, list_little
 
 from clipfit import UsageError, models
 from clipfit.config.models import ModelsConfig
@@ -103,9 +102,7 @@ def test_what_a_model_lacks_is_said(monkeypatch, cache):
 
 
 def test_an_architecture_that_the_table_does_not_know_is_laid_out(tmp_path, cache):
-    cfg = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}
-    (tmp_path / "Little-Listed.json").write_text(json.dumps(cfg))
-    open_clip.add_model_config(tmp_path)
+    cfg = list_little(tmp_path, "Little-Listed")
     [found] = models(ModelsConfig("Little-Listed")).models
     assert found.architecture.facts.parameters == sum(p.numel() for p in open_clip.CLIP(**cfg).parameters())
     assert found.architecture.facts.image_size == (32, 32)

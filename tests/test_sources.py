@@ -10,7 +10,8 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from conftest import PREPROCESS, RESNET, TEXT, VISION, make_model
+from conftest import PREPROCESS, RESNET, VISION, make_model
+from hubs import list_little
 from safetensors.torch import load_file, save_file
 
 from clipfit import ModelError, UsageError
@@ -27,9 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def architecture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A little architecture among open_clip's, for weight files: it stays there, which disturbs nobody."""
-    folder = tmp_path_factory.mktemp("architectures")
-    (folder / "Little-ViT.json").write_text(json.dumps({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT}))
-    open_clip.add_model_config(folder)
+    list_little(tmp_path_factory.mktemp("architectures"), "Little-ViT")
     return "Little-ViT"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clipfit.formats import bpe
+from clipfit.formats import bpe, renaming
 from clipfit.model.clip import Clip
 from clipfit.model.sources import LOCAL_DIR, Source
 from clipfit.model.tokenizing import is_of_transformers, write_tokenizer
@@ -140,22 +140,13 @@ def renamed(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
         if inside := _BLOCK.fullmatch(name):
             yield from _of_block(inside, tensor)
         else:
-            yield _named(name, _OUTSIDE), tensor
+            yield renaming.named(name, _OUTSIDE), tensor
 
 
 def _of_block(inside: re.Match[str], tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     tower, number, inner = inside.groups()
     block = f"{'vision' if tower.startswith('visual') else 'text'}_model.encoder.layers.{number}."
     if fused := _FUSED.fullmatch(inner):
-        for which, part in zip("qkv", tensor.chunk(3), strict=True):
-            yield f"{block}self_attn.{which}_proj.{fused[1]}", part
+        yield from renaming.projections(block, fused[1], tensor)
     else:
-        yield block + _named(inner, _INSIDE), tensor
-
-
-def _named(name: str, names: Mapping[str, str]) -> str:
-    """By the whole name, or by that of the module whose weight or bias it is."""
-    if name in names:
-        return names[name]
-    module, _, kind = name.rpartition(".")
-    return f"{names[module]}.{kind}"
+        yield block + renaming.named(inner, _INSIDE), tensor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clipfit.config.outputs import FormatOptions
-from clipfit.formats import bpe, consumer, proof, siglip
+from clipfit.formats import bpe, consumer, proof, renaming, siglip
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.subject import DTYPES, Subject, write_about
@@ -212,21 +212,11 @@ def renamed(state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tens
     for name, tensor in state.items():
         tower, inside, rest = name.rpartition("transformer.resblocks.")
         if not inside:
-            yield _named(name, _OUTSIDE), tensor.T if name in _TRANSPOSED else tensor
+            yield renaming.named(name, _OUTSIDE), tensor.T if name in _TRANSPOSED else tensor
             continue
         number, _, inner = rest.partition(".")
         block = f"{'vision' if tower else 'text'}_model.encoder.layers.{number}."
         if inner.startswith("attn.in_proj_"):  # of queries, keys and values at once
-            kind = inner.removeprefix("attn.in_proj_")
-            for which, part in zip("qkv", tensor.chunk(3), strict=True):
-                yield f"{block}self_attn.{which}_proj.{kind}", part
+            yield from renaming.projections(block, inner.removeprefix("attn.in_proj_"), tensor)
         else:
-            yield block + _named(inner, _INSIDE), tensor
-
-
-def _named(name: str, names: Mapping[str, str]) -> str:
-    """By the whole name, or by that of the module whose weight or bias it is."""
-    if name in names:
-        return names[name]
-    module, _, kind = name.rpartition(".")
-    return f"{names[module]}.{kind}"
+            yield block + renaming.named(inner, _INSIDE), tensor
