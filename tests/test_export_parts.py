@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from families import make_family
 
 import clipfit
 from clipfit import ExportConfig, export
-from clipfit.config.outputs import FormatOptions
+from clipfit.config.outputs import FORMATS, FormatOptions
 from clipfit.errors import UsageError
 from clipfit.formats import _preprocess, consumer, parts
 from clipfit.formats import torch as torch_format
@@ -134,6 +135,17 @@ def test_the_cards_own_code_reads_texts_as_the_run_does(cli, split, models, form
     found = torch.as_tensor(np.asarray(names["found"][0] if format == "onnx" else names["found"].detach()))
     expected = clipfit.load(tmp_path / "run").embed_texts(["a photo of a cat"])
     torch.testing.assert_close(found.reshape(expected.shape), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_a_logit_bias_is_in_the_logits_of_every_part(cli, split, format, tmp_path):
+    """SigLIP's: a consumer that takes the sigmoid needs it, and it cancels in the probabilities."""
+    told = ("--model", make_family("siglip", tmp_path), "--epochs", 1, "--output", "run")
+    assert cli("adapt", split, *told).code == 0
+    for part in FORMATS[format].part:
+        done = cli("export", "run", "--format", format, "--part", part, "--json")
+        assert done.code == 0, done.stderr
+        assert done.document["proof"]["identical_pixels"]["largest_difference"] < 1e-3
 
 
 def test_the_metadata_says_what_a_consumer_needs(split_run, tmp_path, monkeypatch):
