@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
     from clipfit.config.models import ModelsConfig
     from clipfit.config.predict import PredictConfig
-    from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, OutputError, UsageError
+    from clipfit.errors import ClipfitError, DataError, GuardError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
     from clipfit.predictor import Prediction, Predictor, load
     from clipfit.verbs.adapt import AdaptResult, adapt
@@ -39,8 +39,8 @@ _HOME = {
     "load": "predictor", "Predictor": "predictor", "Prediction": "predictor",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
     "ExplainConfig": "config", "Recipe": "config", "adapt_config": "methods.declared",
-    "ClipfitError": "errors", "DataError": "errors", "ModelError": "errors", "NonFiniteError": "errors",
-    "OutputError": "errors", "UsageError": "errors",
+    "ClipfitError": "errors", "DataError": "errors", "GuardError": "errors", "ModelError": "errors",
+    "NonFiniteError": "errors", "OutputError": "errors", "UsageError": "errors",
 }  # fmt: skip
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "Explained",
     "ExportConfig",
     "ExportResult",
+    "GuardError",
     "ModelError",
     "ModelList",
     "ModelsConfig",

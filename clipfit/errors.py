@@ -3,11 +3,15 @@
 Every message says what was expected, what was found and what to do, in one sentence a person can act on.
 """
 
+from typing import Any
+
 
 class ClipfitError(Exception):
     """Base of every error that clipfit raises on purpose; `exit_code` is what the command line returns."""
 
     exit_code = 1
+    found: Any = None
+    """What there is all the same (an `Evaluation` that the guard stopped): shown, and its `as_json()` printed."""
 
 
 class UsageError(ClipfitError):
@@ -26,6 +30,12 @@ class ModelError(ClipfitError):
     """A model or its weights that cannot be had, or are not the expected ones."""
 
     exit_code = 4
+
+
+class GuardError(ClipfitError):
+    """What was measured is not what was required of it (`evaluate --fail-if-worse`, `--require`)."""
+
+    exit_code = 5
 
 
 class NonFiniteError(ClipfitError):

@@ -6,10 +6,10 @@
 # NEXT                images to label afterwards, a folder or a list; where it is not given, SHOTS once more
 # OUT/metrics.json   what `clipfit evaluate --json` printed
 # OUT/model/         the exported model (open_clip's local-dir:), only if base accuracy on held-out images is at least
-#                    LEAST_BASE_ACCURACY (a fraction, default 0.8) and new classes lost at most 2 points to zero-shot
+#                    LEAST_BASE_ACCURACY (a fraction, default 0.8) and it is nowhere credibly worse than zero-shot
 # OUT/labels.jsonl   a row an image of NEXT, by the exported model
 #
-# Exit codes: 0 exported and labelled · 10 measured, but not good enough · anything else: clipfit's own (see its --help).
+# Exit codes: 0 exported and labelled · 5 measured, but not good enough · anything else: clipfit's own (see its --help).
 set -euo pipefail
 
 shots=${1:?usage: pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [adapt options …]}
@@ -20,25 +20,8 @@ shift $(($# < 3 ? $# : 3))
 mkdir -p "$out"
 run=$(clipfit adapt "$shots" --output "$out/run" --overwrite --json "$@" |
   python3 -c 'import json, sys; print(json.load(sys.stdin)["run"])')
-clipfit evaluate "$run" --json >"$out/metrics.json"
-
-if ! python3 - "$out/metrics.json" "$least" <<'PYTHON'
-import json, sys
-
-with open(sys.argv[1]) as file:
-    report = json.load(file)
-least, allowed_loss = float(sys.argv[2]), 0.02
-zero_shot, adapted = report["alphas"][0], report["alphas"][-1]
-if not report["held_out"]:
-    sys.exit("nothing was held out: add a test/ folder, or give adapt --shots")
-if adapted["base"]["accuracy"] < least:
-    sys.exit(f"base accuracy {adapted['base']['accuracy']:.3f} is below {least}")
-if adapted["new"] and adapted["new"]["accuracy"] < zero_shot["new"]["accuracy"] - allowed_loss:
-    sys.exit(f"new classes fell from {zero_shot['new']['accuracy']:.3f} to {adapted['new']['accuracy']:.3f}")
-PYTHON
-then
-  exit 10
-fi
+# where it is not good enough this ends with 5, where nothing was held out with 3; the document says why under "error"
+clipfit evaluate "$run" --require "base:$least" --fail-if-worse --json >"$out/metrics.json"
 clipfit export "$run" --format open_clip --output "$out/model" --overwrite
 
 # a row an input, whatever is wrong with some: what is counted in the file is what the summary says

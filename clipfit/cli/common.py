@@ -31,6 +31,7 @@ class Ending:
     code: int
     message: str = ""
     label: str = "error"
+    found: Any = None  # see ClipfitError
 
     @property
     def document_text(self) -> str:
@@ -75,7 +76,8 @@ def ended(work: Callable[[], None], as_json: bool) -> int:
             typer.echo(f"{ending.label}: {printable(ending.message)}", err=True)
         if as_json and sys.stdout is not None:
             with contextlib.suppress(OutputError):
-                print_json({"error": {"code": ending.code, "message": ending.document_text}})
+                found = ending.found.as_json() if ending.found is not None else {}
+                print_json({**found, "error": {"code": ending.code, "message": ending.document_text}})
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             flush(stream)
@@ -91,7 +93,7 @@ def ending_of(error: BaseException) -> Ending:
         label = STOPPED.get(signal.Signals(code - 128), "interrupted")
         return Ending(code, str(error) or "nothing was written", label)
     if isinstance(error, ClipfitError):
-        return Ending(error.exit_code, str(error))
+        return Ending(error.exit_code, str(error), found=error.found)
     if hasattr(error, "format_message"):  # the command line's own: an unknown option, a missing argument
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "clipfit"

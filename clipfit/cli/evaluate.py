@@ -13,7 +13,7 @@ from clipfit.cli.common import keeping, print_json
 from clipfit.cli.options import Json, under
 from clipfit.config import EpisodesConfig, EvaluateConfig
 from clipfit.config.options import Declared, declared_by
-from clipfit.errors import UsageError
+from clipfit.errors import ClipfitError, UsageError
 
 DEFAULT_METHODS = ("zero-shot", "finetune", "cite", "atha")
 OF_RUNS = declared_by(EvaluateConfig)
@@ -47,7 +47,12 @@ def command(
     from clipfit.report.console import Console
 
     with Console() as console:
-        result = evaluate(config, console)
+        try:
+            result = evaluate(config, console)
+        except ClipfitError as error:
+            if error.found is not None:
+                console.evaluated(error.found, per_class)
+            raise
         console.evaluated(result, per_class)
     if as_json:
         print_json(result.as_json())
@@ -79,7 +84,9 @@ def episodes_config(values: Mapping[str, Any]) -> EpisodesConfig:
 def require_of_one_kind(values: Mapping[str, Any], per_class: bool = False) -> None:
     """Raises UsageError for what would be ignored: an option of episodes without them, or the other way round."""
     if "episodes" in values:
-        names = [key for key in ("run", "new_classes") if key in values] + ["per_class"] * per_class
+        names = [key for key in ("run", "new_classes", "fail_if_worse", "require") if key in values] + [
+            "per_class"
+        ] * per_class
         why = "--episodes adapts anew in each"
     else:
         names = [key for key in OF_EPISODES if key in values]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipfit.config import shared
 from clipfit.config.options import Checked, option, require
-from clipfit.config.parsing import parse_alphas, parse_numbers, parse_part
+from clipfit.config.parsing import parse_alphas, parse_bounds, parse_numbers, parse_part
 from clipfit.errors import UsageError
 
 RATIOS = "Several ratios: first:last:step (0:1:0.1) or a list (0,0.5,1)."
@@ -26,6 +26,10 @@ class EvaluateConfig(Checked):
     alphas: tuple[float, ...] | None = option(
         None, RATIOS, low=0, high=1, parse=parse_alphas, default_is="0 and the run's own; episodes: 0.5,1"
     )
+    fail_if_worse: bool = option(False, "Exit code 5 where an α asked for is credibly worse than zero-shot.")
+    require: tuple[str, ...] = option(
+        (), "PART:LEAST: exit code 5 where the accuracy of base, new, union or hm is less (base:0.85,new:0.6)."
+    )
     skip_bad_images: bool = shared.skip_bad_images()
     batch_size: int = option(128, "Images a forward pass.", low=1)
     cache_bytes: int = shared.cache_bytes("images")
@@ -38,6 +42,7 @@ class EvaluateConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.bounds
         if self.model is None:
             if self.pretrained is not None:
                 raise UsageError("--pretrained belongs to --model, but the weights are a run's: leave it out.")
@@ -45,8 +50,18 @@ class EvaluateConfig(Checked):
         for name, given in (("the run", self.run), ("--alphas", self.alphas)):
             if given is not None:
                 raise UsageError(f"--model measures zero-shot CLIP, without a run or its ratios: leave {name} out.")
+        if self.fail_if_worse:
+            raise UsageError("--fail-if-worse compares a run with zero-shot CLIP, which --model is: leave it out.")
         if self.data is None:
             raise UsageError("--model measures zero-shot CLIP on images of yours: give --data DIR.")
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The least accuracy by part. Raises UsageError for what `require` cannot mean."""
+        try:
+            return parse_bounds(self.require)
+        except ValueError as expected:
+            raise UsageError(f"require must be {expected}; found {','.join(self.require)!r}.") from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+BOUNDED = ("base", "new", "union", "hm")  # what `evaluate --require` takes a bound for; hm: the harmonic mean
+
 
 def parse_alphas(text: str) -> tuple[float, ...]:
     """ "0:1:0.1" (first:last:step, the last included where a step meets it) or "0,0.5,1" → the ratios."""
@@ -15,6 +19,21 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         return tuple(round(first + k * step, 10) for k in range(count + 1) if first + k * step <= last + 1e-9)
     except (ValueError, OverflowError):
         raise ValueError("first:last:step (0:1:0.1) or a list (0,0.5,1)") from None
+
+
+def parse_bounds(texts: Iterable[str]) -> dict[str, float]:
+    """ "base:0.85,new:0.6", in one text or several → {"base": 0.85, "new": 0.6}."""
+    bounds: dict[str, float] = {}
+    for text in ",".join(texts).split(",") if texts else ():
+        part, _, least = text.strip().partition(":")
+        try:
+            bound = float(least)
+        except ValueError:
+            bound = -1.0
+        if part not in BOUNDED or part in bounds or not 0 <= bound <= 1:
+            raise ValueError(f"a fraction of 1 for {', '.join(BOUNDED)}, each once (base:0.85,new:0.6)")
+        bounds[part] = bound
+    return bounds
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from clipfit.data.images import ImageStore, grey_bits
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
-from clipfit.measure import evaluations, held_out, scoring
+from clipfit.measure import evaluations, guard, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
 from clipfit.model import devices, loading
 from clipfit.model.clip import Clip
@@ -62,11 +62,19 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
     """Measure a run on held-out images, and keep the predictions in it.
 
     Raises:
+        GuardError, DataError: the guard asked for stopped it, or could not judge it; `found` is the Evaluation.
         ClipfitError: see errors; the pre-trained weights are always needed, for zero-shot stands beside everything.
     """
     progress = progress or Silent()
-    if config.model is not None:
-        return _of_model(config, config.model, progress)
+    measured = _of_run(config, progress) if config.model is None else _of_model(config, config.model, progress)
+    if objection := guard.objection(measured.rows, measured.held_out, config):
+        objection.found = measured
+        raise objection
+    return measured
+
+
+def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
+    """A run beside zero-shot CLIP; kept in it."""
     run = open_run(config.run)
     test = held_out.assemble(run, config)
     clip = _zero_shot(run, config, progress)
