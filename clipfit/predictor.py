@@ -1,4 +1,4 @@
-"""A model made ready to name pictures: a run at a ratio α, an open_clip export, or a pre-trained model."""
+"""A model made ready to name pictures: a run at a ratio α, an export, or a pre-trained model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from clipfit.config import Recipe
 from clipfit.data.images import decode, upright
 from clipfit.errors import DataError, UsageError
+from clipfit.formats import reading
 from clipfit.formats.subject import ABOUT
 from clipfit.measure import scoring
 from clipfit.measure.calibration import Temperature, temperature_of
@@ -45,11 +46,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model is from: `name` as it was given; the run, where it is one; the digest of its weights."""
+    """Where a model is from: `name` as it was given; the run, where it is one; the digest of its weights.
+
+    difference: the folder of an export that has every ratio, where it is one.
+    """
 
     name: str
     run: Run | None
     digest: str
+    difference: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -123,13 +128,14 @@ class Predictor:
         return self._texts(sentences, "{}").embeddings
 
     def at(self, alpha: float) -> Predictor:
-        """The same run at another ratio. Raises UsageError where it is no run, ModelError as a run's weights do."""
+        """A run, or an export in the format difference, at another ratio.
+
+        Raises:
+            UsageError: it is neither. ModelError: as a run's weights do.
+        """
         if alpha == self.alpha:
             return self
-        if self.origin.run is None:
-            raise UsageError(f"{self.origin.name} is no run: there is no other ratio to take it at.")
-        other = _of_run(self.origin.run, alpha, self.clip.device)
-        return other.among(self.classes, self.template)
+        return _at(self.origin, alpha, self.clip.device).among(self.classes, self.template)
 
     def among(self, classes: Iterable[str], template: str | None = None) -> Predictor:
         """The same model with other classes of its own, or another template.
@@ -221,25 +227,26 @@ def load(
     template: str | None = None,
     device: str = "auto",
 ) -> Predictor:
-    """Load a run, an open_clip export, or a pre-trained model by name, and make it ready to name pictures.
+    """Load a run, an export, or a pre-trained model by name, and make it ready to name pictures.
 
     Args:
-        source: a run's or an export's folder, or what `adapt --model` takes. pretrained: weights for a model by name.
-        alpha: of a run, its own by default. classes: candidates in place of those that the run was trained on; a
-            pre-trained model has none. template: the text of a class; {} stands for its name.
+        source: the folder of a run, or of an export in the format open_clip, safetensors or difference; or what
+            `adapt --model` takes. pretrained: weights for a model by name.
+        alpha: of a run or a difference, its own by default. classes: candidates in place of those that the run was
+            trained on; a pre-trained model has none. template: the text of a class; {} stands for its name.
 
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
     """
     folder = folder_of(source)
     place_of = devices.resolve_device(device)
+    if folder is not None and pretrained and is_model(folder):
+        raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
     if folder is not None and sources.is_run(folder):
-        if pretrained:
-            raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
         run = open_run(folder)
         found = _of_run(run, run.alpha if alpha is None else alpha, place_of)
     else:
-        found = _of_model(str(source), pretrained, folder, place_of)
+        found = _of_export(str(source), folder, alpha, place_of) or _of_model(str(source), pretrained, folder, place_of)
         if alpha is not None:
             found = found.at(alpha)
     return found.among(found.classes if classes is None else classes, template)
@@ -268,8 +275,31 @@ def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
     return Predictor(clip, origin, alpha, run.base, run.template, temperature_of(run), run.record.grey_bits)
 
 
+def _at(origin: Origin, alpha: float, device: torch.device) -> Predictor:
+    if origin.run:
+        return _of_run(origin.run, alpha, device)
+    found = _of_export(origin.name, origin.difference, alpha, device)
+    if found is None:
+        raise UsageError(
+            f"{origin.name} is neither a run nor an export in the format difference: there is no other ratio to take "
+            "it at."
+        )
+    return found
+
+
+def _of_export(name: str, folder: Path | None, alpha: float | None, device: torch.device) -> Predictor | None:
+    """An export that is no model folder of open_clip's; None for what is no such export."""
+    export = reading.read(folder, alpha, device) if folder else None
+    if folder is None or export is None:
+        return None
+    about = export.about
+    origin = Origin(name, None, export.digest, folder if export.every_alpha else None)
+    return Predictor(export.clip, origin, about["alpha"], tuple(about["classes"]), about["template"], None,
+                     about["grey_bits"])  # fmt: skip
+
+
 def _of_model(name: str, pretrained: str | None, folder: Path | None, device: torch.device) -> Predictor:
-    """An export says its classes, template and α; of another model the template alone may be known."""
+    """An open_clip export says its classes, template and α; of another model the template alone may be known."""
     clip = loading.load(name if folder is None else f"{sources.LOCAL_DIR}{folder}", pretrained, device)
     about = files.read_json(folder / ABOUT) if folder and (folder / ABOUT).is_file() else {}
     template = about.get("template") or Recipe.resolved(clip.source.adapt_defaults, "", {}).template

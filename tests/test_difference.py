@@ -173,6 +173,25 @@ def test_what_is_too_far_is_not_kept(split_run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_bound_is_of_a_logit_and_not_of_a_cosine(split_run, exported, monkeypatch):
+    """A hundredth of a logit is, at a scale of 100, a ten-thousandth of a cosine."""
+    made, run = difference.Difference(), open_run(split_run)
+    subject = subject_of(run, 0.5, Additions(), made.name, FormatOptions())
+    pictures = pictures_of(run, subject.model)
+
+    def differs() -> float:
+        proof = made.prove(subject, exported, pictures)
+        return max(proof.identical_pixels.largest_difference, proof.further["α = 1"].largest_difference)
+
+    far = differs()
+    assert float(subject.model.scale) > 10
+    monkeypatch.setattr(difference, "BOUND", 1.1 * far)
+    assert differs() == far
+    monkeypatch.setattr(difference, "BOUND", 0.9 * far)
+    with pytest.raises(ClipfitError, match="reads another model"):
+        differs()
+
+
 def test_other_weights_are_refused(exported, tmp_path, models):
     other = make_model(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match="changed since") as refused:
@@ -214,7 +233,9 @@ def test_a_run_that_is_no_plain_clip_at_any_alpha_is_refused(cli, split, models)
     assert cli("adapt", split, "--method", "atha", "--model", models["vit"], "--output", "run").code == 0
     for alpha in (0.5, 0):
         told = ("--format", "difference", "--alpha", alpha)
-        cli("export", "run", *told).fails(2, "the format difference cannot hold edits of patch tokens")
+        refused = cli("export", "run", *told)
+        refused.fails(2, "the format difference cannot hold edits of patch tokens", "use the run itself.")
+        assert "--alpha 0" not in refused.stderr  # it would be refused, too
 
 
 def test_a_run_that_goes_on_from_another_holds_what_it_changed_itself(cli, split, split_run, tmp_path):

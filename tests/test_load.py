@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,69 @@ def test_an_export_of_which_a_byte_was_flipped_is_refused(cli, split, split_run,
         cli("adapt", split, "--model", folder).fails(4, *words)
     file.write_bytes(data)
     assert clipfit.load(folder).predict(tmp_path / "0.png")
+
+
+WHOLE = {"safetensors": "model.safetensors", "difference": "difference.safetensors"}
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_an_export_in_one_file_predicts_as_its_run_does(cli, split_run, tmp_path, format):
+    images(tmp_path, 4)
+    paths = [tmp_path / f"{k}.png" for k in range(4)]
+    folder = tmp_path / cli("export", split_run, "--format", format, "--json").document["output"]
+    run, model = clipfit.load(split_run), clipfit.load(folder)
+    assert (model.classes, model.template, model.alpha) == (run.classes, run.template, 0.5)
+    torch.testing.assert_close(model.logits(paths), run.logits(paths), atol=1e-2, rtol=0)
+    rows = [cli("predict", source, *paths).stdout.splitlines() for source in (folder, split_run)]
+    assert [json.loads(line)["label"] for line in rows[0]] == [json.loads(line)["label"] for line in rows[1]]
+    with pytest.raises(UsageError, match="has its own weights"):
+        clipfit.load(folder, pretrained="openai")
+
+
+def test_a_difference_is_taken_at_any_ratio(cli, split_run, tmp_path):
+    images(tmp_path, 1)
+    image = tmp_path / "0.png"
+    folder = tmp_path / cli("export", split_run, "--format", "difference", "--json").document["output"]
+    run, model = clipfit.load(split_run), clipfit.load(folder, classes=["a", "b"], template="my {}")
+    for alpha in (0.0, 0.3, 1.0):
+        other = model.at(alpha)
+        assert (other.alpha, other.classes, other.template) == (alpha, ("a", "b"), "my {}")
+        mine = clipfit.load(folder, alpha=alpha).logits(image)
+        torch.testing.assert_close(mine, run.at(alpha).logits(image), atol=1e-2, rtol=0)
+        torch.testing.assert_close(other.logits(image, run.classes), clipfit.load(folder, alpha=alpha,
+                                   template="my {}").logits(image), atol=0, rtol=0)  # fmt: skip
+    assert cli("predict", folder, image, "--alpha", 0.3).code == 0
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        model.at(2)
+    whole = tmp_path / cli("export", split_run, "--format", "safetensors", "--json").document["output"]
+    cli("predict", whole, image, "--alpha", 0.3).fails(2, "neither a run nor an export in the format difference")
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_a_byte_flipped_in_one_file_is_noticed_wherever_it_lies(cli, split_run, tmp_path, format):
+    """In the header with the classes, in the tensors, in the list of digests; and where that list is gone."""
+    images(tmp_path, 1)
+    folder = tmp_path / cli("export", split_run, "--format", format, "--json").document["output"]
+    for name in (WHOLE[format], "files.json"):
+        data = (folder / name).read_bytes()
+        for at in (len(data) // 100, data.find(b"cow" if name != "files.json" else WHOLE[format].encode()), -2):
+            flipped = bytearray(data)
+            flipped[at] ^= 1
+            (folder / name).write_bytes(flipped)
+            cli("predict", folder, "0.png").fails(4, name if name == "files.json" else f"{folder.name}/")
+        (folder / name).write_bytes(data)
+    assert cli("predict", folder, "0.png").code == 0
+    (folder / "files.json").unlink()
+    cli("predict", folder, "0.png").fails(4, "files.json")
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch", "transformers"])
+def test_an_export_that_clipfit_does_not_read_is_named(cli, split_run, tmp_path, format):
+    pytest.importorskip("onnxruntime" if format == "onnx" else "torch" if format == "torch" else "transformers")
+    images(tmp_path, 1)
+    part = () if format == "transformers" else ("--part", "text")
+    folder = cli("export", split_run, "--format", format, *part, "--json").document["output"]
+    cli("predict", folder, "0.png").fails(2, f"is an export in the format {format}", "safetensors or difference")
 
 
 def test_at_another_ratio(split_run, models, tmp_path):

@@ -75,6 +75,43 @@ def test_a_torn_spool_goes_on_to_the_same_bytes(folder, split_run, output):
         clean_but(kept, state)
 
 
+@pytest.mark.parametrize(("file", "batch"), [("rows.jsonl", 2), ("rows.jsonl", 0), ("vectors.f32", 1)])
+def test_damage_to_what_is_kept_is_done_anew(folder, split_run, file, batch):
+    """A letter of a label, which stays JSON; a number of an embedding. What is before it is kept."""
+    expected = done(config(split_run, "rows.jsonl"))
+    clean()
+    with pytest.raises(KeyboardInterrupt):
+        predict(config(split_run, "rows.jsonl"), progress=StopsAt(6), gallery=Thumbnails(a_class=2))
+    path = Path(".rows.jsonl.resume") / file
+    data = bytearray(path.read_bytes())
+    row = 2 * batch
+    at = (
+        4 * 32 * row if file == "vectors.f32" else data.index(b'"label": "', sum(map(len, data.splitlines(True)[:row])))
+    )
+    data[at + 10] ^= 1
+    path.write_bytes(data)
+    heard = Hears()
+    predict(config(split_run, "rows.jsonl", resume=True), progress=heard, gallery=Thumbnails(a_class=2))
+    assert f"going on after {row} rows" in heard.said
+    assert written() == expected
+
+
+class Hears:
+    """What progress is told."""
+
+    def __init__(self):
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, report: object) -> None:
+        pass
+
+    def count(self, report: object) -> None:
+        pass
+
+
 class StopsAt:
     """A Ctrl-C, or a kill, after so many rows."""
 

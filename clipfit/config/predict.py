@@ -19,7 +19,7 @@ class PredictConfig(Checked):
     """Everything `predict` is given. The first of `inputs` is the run or export if it is one and others follow."""
 
     inputs: tuple[Path, ...] = argument(
-        "[RUN | EXPORT] INPUT…: a run or an open_clip export (else the newest run), then image files, folders, globs, "
+        "[RUN | EXPORT] INPUT…: a run or an export (else the newest run), then image files, folders, globs, "
         "lists of paths (.csv, .jsonl, .parquet), .tar archives, or - for paths on stdin."
     )
     _: KW_ONLY

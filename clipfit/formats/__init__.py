@@ -38,16 +38,18 @@ def require_installed(chosen: Format) -> None:
 
 
 def require_held(chosen: Format, run: Run, additions: Additions, options: FormatOptions) -> None:
-    """Raises UsageError where the format cannot hold the run as asked, naming the formats and parts that can."""
+    """Raises UsageError where the format cannot hold the run as asked, naming the formats, parts and α that can."""
     reason = chosen.holds(run, additions, options)
     if reason is None:
         return
     others = [told for told, other, asked in _choices() if other.holds(run, additions, asked) is None]
     can = f"{' or '.join(others)} can hold it; else " if others else ""
     part = f" with --part {options.part}" if options.part else ""
+    # α = 0 has nothing beyond plain CLIP, but of a run that was adapted on from another one
+    at_0 = not run.record.parent and chosen.holds(run, Additions(), options) is None
     raise UsageError(
         f"the format {chosen.name}{part} cannot hold {reason}, and without it this would be another model: "
-        f"{can}use the run itself, or --alpha 0."
+        f"{can}use the run itself{', or --alpha 0' if at_0 else ''}."
     )
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from clipfit.config.outputs import FormatOptions
+from clipfit.ensemble import State
 from clipfit.errors import ModelError, OutputError, UsageError
 from clipfit.formats import consumer, encoding, proof, unpacked
 from clipfit.formats.card import Usage
-from clipfit.formats.encoding import Encoded, Encoding
+from clipfit.formats.encoding import Encoded, Encoding, Factors
 from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder, reading
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.safetensors import TOKENIZER
@@ -31,7 +32,7 @@ from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
 from clipfit.model.sources import LOCAL_DIR, Source, recorded_name
 from clipfit.model.tokenizing import write_tokenizer
-from clipfit.runs import files
+from clipfit.runs import files, manifest
 from clipfit.runs.record import typed
 from clipfit.runs.run import Run
 
@@ -72,8 +73,8 @@ class Difference:
     def write(self, subject: Subject, folder: Path) -> None:
         """Raises OutputError where the place cannot be written or has no room; ModelError: see Run.pretrained."""
         run = subject.run
-        before, after = _plain(run.pretrained().state()), _plain(run.finetuned())
-        chosen, tried = _chosen(run, before, after)
+        before = _plain(run.pretrained().state())
+        chosen, tried = _chosen(run, before)
         files.require_room(folder, chosen.bytes)
         base = {"model": run.source.model, "pretrained": run.source.pretrained, "sha256": tensors.state_sha256(before)}
         described = {"base": base, "scales": dict(chosen.scales), "encodings": [asdict(one) for one in tried]}
@@ -93,9 +94,10 @@ class Difference:
         at_one = replace(subject, alpha=1.0, model=loading.rebuild(run.source, _plain(run.finetuned())))
         proofs = []
         with _base(run) as base:
-            for each in (subject, at_one):
+            # how files are decoded is no matter of α: they are shown once
+            for each, shown in ((subject, pictures), (at_one, replace(pictures, files=(), names=()))):
                 told = [str(folder.absolute()), "--alpha", repr(each.alpha), "--model", f"{LOCAL_DIR}{base}"]
-                proofs.append(proof.prove(each, pictures, functools.partial(unpacked.consume, SCRIPT, told), bound))
+                proofs.append(proof.prove(each, shown, functools.partial(unpacked.consume, SCRIPT, told), bound))
         made, most = proofs
         tried = tuple(Tried(**one) for one in files.read_metadata(folder / DIFFERENCE)["encodings"])
         return DifferenceProof(**{**vars(made), "further": {"α = 1": most.identical_pixels}}, encodings=tried)
@@ -131,7 +133,9 @@ share of all weights in fp32; differences are of a logit at α = 1, the largest 
 |---|---|---|---|"""
 
 
-def restore(folder: Path, alpha: float | None = None, model: str | None = None) -> Clip:
+def restore(
+    folder: Path, alpha: float | None = None, model: str | None = None, device: torch.device | str = "cpu"
+) -> Clip:
     """The model at α of an export in this format.
 
     Args:
@@ -142,7 +146,8 @@ def restore(folder: Path, alpha: float | None = None, model: str | None = None) 
         UsageError: α is not from 0 to 1. ModelError: the file is damaged, or the pre-trained weights cannot be had or
             are not those that the difference was taken from.
     """
-    stored, described = files.read_tensors(folder / DIFFERENCE)
+    check = (manifest.checking(folder, DIFFERENCE),) if manifest.is_sealed(folder) else ()
+    stored, described = files.read_tensors(folder / DIFFERENCE, *check)
     try:
         source = typed(described["pretrained"], Source, folder / DIFFERENCE)
         encoded = Encoded(stored, typed(described["scales"], dict[str, float], folder / DIFFERENCE))
@@ -152,8 +157,9 @@ def restore(folder: Path, alpha: float | None = None, model: str | None = None) 
         raise ModelError(f"{folder / DIFFERENCE} is no difference of clipfit's: it has no {error}.") from error
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha must be from 0 to 1; found {alpha}.")
-    clip = loading.reload(replace(source, model=recorded_name(model) if model else source.model, sha256=sha256))
-    clip.load_state(encoding.add(clip.state(), encoded, alpha))
+    source = replace(source, model=recorded_name(model) if model else source.model, sha256=sha256)
+    clip = loading.reload(source, device)
+    clip.load_state(encoding.add(clip.state(), encoded.to(device), alpha))
     return clip
 
 
@@ -162,25 +168,32 @@ def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(ADDED)}
 
 
-def _chosen(
-    run: Run, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
-) -> tuple[Encoded, tuple[Tried, ...]]:
+def _chosen(run: Run, before: State) -> tuple[Encoded, tuple[Tried, ...]]:
     """The smallest encoding that is near enough, and what all of them came to, that one first."""
-    changed = encoding.changes(before, after)
+    clip = loading.rebuild(run.source, _plain(run.finetuned()))
+    changed = encoding.changes(before, clip.state())
     found = encoding.factors(changed, run.record.lora.rank) if run.record.lora else {}
-    clip = loading.rebuild(run.source, after)
     pictures = proof.pictures_of(run, clip).images[:PICTURES]
-    expected, full = _logits(clip, run, pictures), clip.bytes
+    expected = _logits(clip, run, pictures)
     tried: list[tuple[Encoding, Tried]] = []
     for each in encoding.encodings(bool(found)):
-        encoded = encoding.encode(changed, found, each)
-        clip.load_state(encoding.add(before, encoded, 1.0))
+        size = _restored(clip, before, changed, found, each)
         differs = float((_logits(clip, run, pictures) - expected).abs().max())
-        tried.append((each, Tried(each.name, encoded.bytes, encoded.bytes / full, differs)))
+        tried.append((each, Tried(each.name, size, size / clip.bytes, differs)))
     near = [pair for pair in tried if pair[1].largest_difference <= NEAR]
     best = min(near or tried, key=lambda pair: pair[1].bytes if near else pair[1].largest_difference)
     others = sorted((one for _, one in tried if one != best[1]), key=lambda one: one.bytes)
     return encoding.encode(changed, found, best[0]), (best[1], *others)
+
+
+def _restored(clip: Clip, before: State, changed: State, found: Factors, each: Encoding) -> int:
+    """Make the clip what an encoding makes of the difference; its bytes. A tensor at a time: they are large."""
+    state, size = clip.state(), 0
+    for name, change in changed.items():
+        encoded = encoding.encode({name: change}, found, each)
+        state[name].copy_(encoding.add({name: before[name]}, encoded, 1.0)[name])
+        size += encoded.bytes
+    return size
 
 
 @torch.no_grad()

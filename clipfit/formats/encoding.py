@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,10 @@ class Encoded:
     def bytes(self) -> int:
         """What the tensors take."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def to(self, device: torch.device | str) -> Encoded:
+        """The same on a device."""
+        return replace(self, tensors={name: t.to(device) for name, t in self.tensors.items()})
 
 
 Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]

@@ -71,7 +71,8 @@ def subject_of(run: Run, alpha: float, additions: Additions, format: str, option
 def about(subject: Subject) -> dict[str, Any]:
     """What makes a weight file self-describing, and what of the model it is."""
     described = describe(subject.run.record, subject.run.base, subject.model.scale.item(), subject.alpha)
-    return {**described, "export": {"format": subject.format, **asdict(subject.options)}}
+    asked = {"format": subject.format, **asdict(subject.options)}
+    return {**described, "export": asked, "grey_bits": subject.run.record.grey_bits}
 
 
 def write_about(subject: Subject, folder: Path, sha256: str | None = None) -> None:
@@ -81,8 +82,7 @@ def write_about(subject: Subject, folder: Path, sha256: str | None = None) -> No
         sha256: of all tensors (see weights.state_sha256), where they are in the folder for clipfit to load.
     """
     checked = {} if sha256 is None else {"sha256": sha256}
-    files.write_json(folder / ABOUT, {**about(subject), **checked, "adapt": subject.model.source.adapt_defaults,
-                                    "grey_bits": subject.run.record.grey_bits})  # fmt: skip
+    files.write_json(folder / ABOUT, {**about(subject), **checked, "adapt": subject.model.source.adapt_defaults})
 
 
 def plain(source: Source, text: str) -> str:

@@ -4,12 +4,15 @@
       job.json        what the rows are of: only the same job goes on with them
       rows.jsonl      a line a row, appended batch by batch
       vectors.f32     the rows' embeddings, float32, where they were asked for
+      batches.sha256  a line a batch: the SHA-256 of its rows and embeddings, hexadecimal
 
-A process that is killed leaves a whole beginning and perhaps a torn end; what is not a whole batch is cut off again.
+A process that is killed leaves a whole beginning and perhaps a torn end. What is not a whole batch, and what follows a
+batch that is not as it was written, is cut off again, to be done anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -20,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from clipfit.errors import ModelError
 from clipfit.runs import files
 
-JOB, ROWS, VECTORS = "job.json", "rows.jsonl", "vectors.f32"
+JOB, ROWS, VECTORS, DIGESTS = "job.json", "rows.jsonl", "vectors.f32", "batches.sha256"
+DIGEST_LINE = 65  # bytes
 
 
 class Spool:
@@ -31,7 +34,7 @@ class Spool:
 
     def __init__(self, folder: Path, width: int | None):
         self.folder, self._width = folder, width
-        self.rows_file, self.vectors_file = folder / ROWS, folder / VECTORS
+        self.rows_file, self.vectors_file, self.digests_file = folder / ROWS, folder / VECTORS, folder / DIGESTS
 
     @property
     def job(self) -> Mapping[str, Any] | None:
@@ -49,45 +52,59 @@ class Spool:
             (self.folder / JOB).unlink(missing_ok=True)  # first: without it the rest is nobody's
             shutil.rmtree(self.folder, ignore_errors=True)
             files.make_folder(self.folder)
-            self.rows_file.touch()
-            self.vectors_file.touch()
+            for file in (self.rows_file, self.vectors_file, self.digests_file):
+                file.touch()
         files.write_json(self.folder / JOB, job)
 
     def go_on(self, batch: int) -> int:
-        """Keep the whole batches of what is there, and the number of their rows. Raises OutputError, ModelError."""
+        """Keep the whole batches that are as they were written, and count their rows. Raises OutputError."""
         with files.writing(self.folder):
-            count = sum(1 for _ in self._whole_lines())
-            if self._width is not None:
-                count = min(count, self.vectors_file.stat().st_size // (4 * self._width))
-                os.truncate(self.vectors_file, count // batch * batch * 4 * self._width)
-            count -= count % batch
-            os.truncate(self.rows_file, sum(map(len, itertools.islice(self._whole_lines(), count))))
-        return count
+            self.digests_file.touch()
+            kept = sizes = 0
+            with self.rows_file.open("rb") as rows, self.vectors_file.open("rb") as vectors:
+                for digest in self._digests():
+                    lines = b"".join(itertools.islice(rows, batch))
+                    numbers = vectors.read(batch * self._vector_bytes)
+                    if lines.count(b"\n") != batch or _digest(lines, numbers) != digest:
+                        break
+                    kept, sizes = kept + 1, sizes + len(lines)
+            os.truncate(self.rows_file, sizes)
+            os.truncate(self.vectors_file, kept * batch * self._vector_bytes)
+            os.truncate(self.digests_file, kept * DIGEST_LINE)
+        return kept * batch
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What is kept, row by row. Raises ModelError for a line that is none of ours."""
-        for number, line in enumerate(self._whole_lines(), 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ModelError(
-                    f"line {number} of {self.rows_file} is damaged: remove {self.folder} and start anew."
-                ) from error
+        """What is kept, row by row."""
+        with self.rows_file.open("rb") as file:
+            yield from map(json.loads, file)
 
     def append(self, lines: Sequence[str], vectors: np.ndarray[Any, Any] | None) -> None:
         """A batch: lines without their ends, and a vector a line (n, width). Raises OutputError."""
         with files.writing(self.folder):
-            if vectors is not None:
-                _append(self.vectors_file, vectors.astype("<f4").tobytes())
-            _append(self.rows_file, "".join(f"{line}\n" for line in lines).encode("ascii"))
+            rows = "".join(f"{line}\n" for line in lines).encode("ascii")
+            numbers = b"" if vectors is None else vectors.astype("<f4").tobytes()
+            _append(self.vectors_file, numbers)
+            _append(self.rows_file, rows)
+            _append(self.digests_file, _digest(rows, numbers))
 
     def remove(self) -> None:
         """It is no longer needed."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _whole_lines(self) -> Iterator[bytes]:
-        with self.rows_file.open("rb") as file:
-            yield from itertools.takewhile(lambda line: line.endswith(b"\n"), file)
+    @property
+    def _vector_bytes(self) -> int:
+        """Of a row."""
+        return 4 * (self._width or 0)
+
+    def _digests(self) -> Iterator[bytes]:
+        with self.digests_file.open("rb") as file:
+            while line := file.read(DIGEST_LINE):
+                yield line
+
+
+def _digest(rows: bytes, vectors: bytes) -> bytes:
+    """Of a batch, as a line."""
+    return hashlib.sha256(rows + vectors).hexdigest().encode() + b"\n"
 
 
 def _append(file: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from clipfit.errors import ModelError
@@ -53,6 +53,14 @@ def read(folder: Path) -> dict[str, str]:
     return dict(digests)
 
 
+def listed(folder: Path, name: str) -> str:
+    """The SHA-256 of one file, as recorded. Raises ModelError where files.json is missing, damaged or lacks it."""
+    digests = read(folder)
+    if name not in digests:
+        raise ModelError(f"{folder / NAME} does not list {name}: {HELP}.")
+    return digests[name]
+
+
 def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
     """Compare files with files.json, and give what that says.
 
@@ -67,13 +75,12 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing, but {NAME} lists it: {HELP}.")
     for name in digests if names is None else names:
-        if name not in digests:
-            raise ModelError(f"{folder / NAME} does not list {name}: {HELP}.")
+        expected = listed(folder, name)
         try:
             found = digest_of(folder / name)
         except OSError as error:
             raise ModelError(f"{folder / name} cannot be read: {error.strerror or error}.") from error
-        require_digest(folder / name, found, digests[name])
+        require_digest(folder / name, found, expected)
     return digests
 
 
@@ -83,6 +90,16 @@ def require_digest(path: Path, found: str, expected: str) -> None:
         raise ModelError(
             f"{path} is not as clipfit wrote it: expected SHA-256 {expected[:16]}…, found {found[:16]}…; {HELP}."
         )
+
+
+def checking(folder: Path, name: str) -> Callable[[bytes], None]:
+    """For files.read_tensors: raises ModelError for bytes that are not those of the file that files.json lists.
+
+    Raises:
+        ModelError: see listed.
+    """
+    expected = listed(folder, name)
+    return lambda data: require_digest(folder / name, hashlib.sha256(data).hexdigest(), expected)
 
 
 def digest_of(path: Path) -> str:
