@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,24 @@ def test_every_line_of_an_alpha_is_whole():
     assert len(lines) == 1 + 10 * 3
     assert lines[0].split() == ["0", "zero-shot", "100.0%", "[100–100]", "0.0%", "[0–0]", "0.0%", "[0–0]", "0.0%"]
     assert lines[-3].split()[0] == "1"
-    assert lines[-2].split() == ["−", "zero-shot", "−18.1", "−18.1", "−50.0", "0.0"]
+    assert lines[-2].split() == ["−", "zero-shot", "−18.1", "−18.1", "−50.0", "worse", "0.0"]
     assert lines[-1].split() == ["95%", "[−28.3", "+12.2]", "[−28.3", "+12.2]", "[−58.3", "−42.2]"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.001, 0.2, ["+10.0", "better"]),
+        (0.0, 0.2, ["+10.0"]),
+        (-0.2, 0.0, ["+10.0"]),
+        (-0.2, -0.001, ["+10.0", "worse"]),
+    ],
+)
+def test_better_and_worse_are_said_only_where_the_interval_leaves_no_doubt(low, high, words):
+    plain = evaluation(2)
+    moved = replace(plain.rows[1], against_zero_shot={"base": Difference(0.1, low, high)})
+    (line,) = (line for line in shown(replace(plain, rows=(plain.rows[0], moved))) if line.startswith("− zero"))
+    assert line.split()[2:-1] == words
 
 
 def test_accuracy_over_classes_stands_below_where_they_are_unbalanced():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom, binomtest, multinomial, sem, t
 
-from clipfit.measure.metrics import accuracy, confusion, harmonic_mean, paired_difference, wilson_interval
+from clipfit.measure.metrics import accuracy, confusion, estimate, harmonic_mean, paired_difference, wilson_interval
 
 
 def test_harmonic_mean():
@@ -130,6 +132,60 @@ def test_the_paired_interval_covers_the_true_difference(shares):
             known[counts] = found.low <= truth <= found.high
     covered = [known[counts] for counts in map(tuple, draws.tolist())]
     assert 0.94 <= np.mean(covered) <= 0.98
+
+
+def test_a_mean_has_students_interval():
+    values = [0.71, 0.74, 0.68, 0.75]
+    found = estimate(values)
+    low, high = t.interval(0.95, 3, np.mean(values), sem(values))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("n", [10, 40, 167])
+def test_wilsons_interval_covers_the_true_share(n, share):
+    """Exactly, over all counts; for shares near 1 of few images a step of the counts costs some."""
+    covered = sum(
+        binom.pmf(right, n, share)
+        for right in range(n + 1)
+        if np.prod(np.subtract(wilson_interval(right, n), share)) <= 0
+    )
+    assert 0.91 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 12])
+@pytest.mark.parametrize("changed", [0.1, 0.4, 1.0])
+def test_few_images_show_no_difference_where_there_is_none(n, changed):
+    """Exactly, over all counts: both models are equally good, and a share of images changes sides. Newcombe's interval
+    alone would leave 0 out every other time at n = 2 where all change."""
+    covered = 0.0
+    for gained, lost in itertools.product(range(n + 1), repeat=2):
+        if gained + lost <= n:
+            same = (n - gained - lost + 1) // 2, (n - gained - lost) // 2
+            found = paired(same[0], gained, lost, same[1])
+            shares = [changed / 2, changed / 2, 1 - changed]
+            covered += multinomial.pmf([gained, lost, sum(same)], n, shares) * (found.low <= 0 <= found.high)
+    assert covered >= 0.92
+
+
+def test_the_interval_leaves_no_doubt_only_where_the_mid_p_test_has_none():
+    for gained, lost, same in itertools.product(range(12), range(12), (0, 1, 40)):
+        found = paired(same + 1, gained, lost, same)
+        changed = gained + lost
+        exact = binomtest(gained, changed).pvalue if changed else 1.0
+        assert found.mcnemar_p == pytest.approx(exact)
+        if found.verdict:
+            assert exact - binom.pmf(gained, changed, 0.5) <= 0.05
+            assert changed >= 5
+            assert found.verdict == ("better" if gained > lost else "worse")
+            assert (found.low > 0 or found.high < 0) == bool(found.verdict)
+
+
+def test_mcnemar_against_a_published_value():
+    """Agresti, Categorical Data Analysis, table 10.1: 150 changes against 86; χ² = 17.36 is p = 3.1e-5, not exact."""
+    found = paired(794, 150, 86, 570)
+    assert 3.1e-5 < found.mcnemar_p < 4e-5
+    assert found.verdict == "better"
 
 
 def test_there_is_no_figure_of_no_images():

@@ -319,7 +319,7 @@ def test_measured_on_the_shots_it_is_not_called_held_out(models, flat, tmp_path)
     assert document["held_out"] is False
     row = document["alphas"][0]
     assert row["new"] is row["union"] is row["against_zero_shot"]["new"] is row["against_zero_shot"]["union"] is None
-    assert row["against_zero_shot"]["base"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert row["against_zero_shot"]["base"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "mcnemar_p": 1.0}
 
 
 def test_what_is_kept_names_no_place_of_this_machine(models, tmp_path):

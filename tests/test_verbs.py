@@ -161,7 +161,7 @@ def test_the_keys_that_scripts_rely_on(cli, split_run):
             assert set(row[part]) == {"accuracy", "n", "low", "high", "macro", "per_class"}
             assert row[part]["low"] <= row[part]["accuracy"] <= row[part]["high"]
             difference = row["against_zero_shot"][part]
-            assert set(difference) == {"difference", "low", "high"}
+            assert set(difference) == {"difference", "low", "high", "mcnemar_p"}
             assert difference["low"] <= difference["difference"] <= difference["high"]
             assert sum(c["n"] for c in row[part]["per_class"].values()) == row[part]["n"]
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipfit.measure.figures import PARTS, AlphaResult
-from clipfit.measure.metrics import Accuracy
+from clipfit.measure.metrics import Accuracy, Difference
 from clipfit.text import printable
 from clipfit.verbs.evaluate import Evaluation
 
@@ -72,7 +72,7 @@ def _below(row: AlphaResult, zero_shot: AlphaResult) -> list[list[str]]:
         found = [row.against_zero_shot.get(part) for part in PARTS]
         mean, before = row.harmonic_mean, zero_shot.harmonic_mean
         gain = "" if mean is None or before is None else f"{_points(mean - before)} "
-        lines.append(["− zero-shot", *(f"{_points(d.difference):>5}" if d else "" for d in found), gain])
+        lines.append(["− zero-shot", *(_judged(d) if d else "" for d in found), gain])
         lines.append(["  95%", *(f"[{_points(d.low)} {_points(d.high)}]" if d else "" for d in found)])
     return lines
 
@@ -82,6 +82,11 @@ def _share(accuracy: Accuracy | None) -> str:
         return "–"
     low, high = accuracy.interval
     return f"{accuracy.value:6.1%} [{100 * low:.0f}–{100 * high:.0f}]"
+
+
+def _judged(difference: Difference) -> str:
+    """The difference, and the word for it where its interval bears one out."""
+    return f"{_points(difference.difference):>5} {difference.verdict}".rstrip()
 
 
 def _points(difference: float) -> str:

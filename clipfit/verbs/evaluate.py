@@ -158,10 +158,10 @@ def _on_losses(rows: Sequence[AlphaResult], chosen: float) -> list[str]:
     if not lost:
         return []
     count = sum(len(part.per_class) for part in (row.base, row.new) if part)
+    where = f"{len(lost)} of {count} classes"
     named = ", ".join(f"{loss.name} {100 * loss.before:.0f} → {100 * loss.after:.0f} %" for loss in lost[:5])
     more = " …" if len(lost) > 5 else ""
-    verb = "is" if len(lost) == 1 else "are"
-    return [f"at α = {row.alpha:g}, {len(lost)} of {count} classes {verb} worse than zero-shot: {named}{more}"]
+    return [f"at α = {row.alpha:g}, fewer images are right in {where} than by zero-shot: {named}{more}"]
 
 
 def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: Path | None) -> Evaluation:
