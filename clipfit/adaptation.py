@@ -12,13 +12,13 @@ import torch
 from clipfit.config import AdaptConfig, Recipe, settings
 from clipfit.config.lora import LoraSettings
 from clipfit.data.images import Images
-from clipfit.errors import DataError
+from clipfit.errors import DataError, UsageError
 from clipfit.events import StepReport
 from clipfit.methods import Group, Method, ShotCounts, Task
-from clipfit.model import lora
+from clipfit.model import lora, templates
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
-from clipfit.prompts import prompts
+from clipfit.prompts import Templates, prompts
 from clipfit.training import loop
 from clipfit.training.input import Schedule
 from clipfit.training.saving import Saving
@@ -36,6 +36,7 @@ class Adaptation:
     seed: int
     learn_context: bool = False
     balance: bool = False
+    listed: Templates | None = None  # whose mean text a class is where images are named; None: the recipe's template
 
     @classmethod
     def resolve(
@@ -50,15 +51,33 @@ class Adaptation:
 
         Args:
             model_defaults: Source.adapt_defaults. counts: shots of each class.
+
+        Raises:
+            DataError: the file of templates is not as it must be. UsageError: a list of them beside learnt context.
         """
+        listed = _listed(config, model_defaults)
         shots = ShotCounts(max(counts), sum(counts), config.recipe.get("batch_size"))
         if config.tuning == "full":
             adapters, lora_recipe = None, None
         else:
             adapters, lora_recipe = lora_settings(method, config), method.lora.recipe(shots)
         recipe = Recipe.resolved(model_defaults, method.name, config.recipe, lora_recipe)
+        if listed and config.recipe.get("template") is None:
+            recipe = recipe.changed({"template": listed[0]})
+        if listed == (recipe.template,):
+            listed = None
+        if listed and config.context:
+            raise UsageError(
+                f"--context learns vectors in place of the words of {recipe.template!r} alone, but other templates are "
+                "listed too: leave out --context or --templates, or give --template alone."
+            )
         most = shots.of_largest_class
-        return cls(method, options, recipe, adapters, most, config.seed, config.context, config.balance)
+        return cls(method, options, recipe, adapters, most, config.seed, config.context, config.balance, listed)
+
+    @property
+    def templates(self) -> Templates:
+        """Those whose mean text a class is where images are named; training takes the recipe's alone."""
+        return self.listed or (self.recipe.template,)
 
     @property
     def additions(self) -> Additions:
@@ -114,6 +133,14 @@ class Adaptation:
         if self.adapters is None:
             return contextlib.nullcontext()
         return lora.adapted(clip, self.adapters, self.seed)
+
+
+def _listed(config: AdaptConfig, model_defaults: Mapping[str, Any]) -> Templates | None:
+    """The list that is given; where neither it nor a template is, that of the run which is adapted on."""
+    if config.templates is not None:
+        return templates.read(config.templates)
+    inherited = model_defaults.get("templates")
+    return tuple(inherited) if inherited and config.recipe.get("template") is None else None
 
 
 def lora_settings(method: Method, config: AdaptConfig) -> LoraSettings:

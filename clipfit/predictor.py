@@ -21,12 +21,13 @@ from clipfit.formats.subject import ABOUT
 from clipfit.measure import scoring
 from clipfit.measure.calibration import Temperature, temperature_of
 from clipfit.model import devices, loading, sources
+from clipfit.model import templates as words
 from clipfit.model.clip import Clip, Texts
+from clipfit.prompts import Templates
 from clipfit.runs import files, place
 from clipfit.runs.run import Run, open_run
 
 Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any]"
-TEXTS_AT_ONCE = 512
 SETS_KEPT = 8  # of classes whose texts are kept
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**27  # of a picture, resized as the model wants it and not yet cropped
 
@@ -79,15 +80,20 @@ class Predictor:
         origin: Origin,
         alpha: float | None,
         classes: tuple[str, ...],
-        template: str,
+        templates: Templates,
         temperature: Temperature | None = None,
         grey_bits: int | None = None,
     ):
         self.clip, self.origin, self.alpha = clip, origin, alpha
-        self.classes, self.template, self.grey_bits = classes, template, grey_bits
+        self.classes, self.templates, self.grey_bits = classes, templates, grey_bits
         self._temperature = temperature
         self._read: dict[tuple[str, ...], Candidates] = {}
         self._reading, self._encoding = threading.Lock(), threading.Lock()
+
+    @property
+    def template(self) -> str:
+        """The first of the templates whose mean text a class is."""
+        return self.templates[0]
 
     # ---- what it says
 
@@ -125,7 +131,7 @@ class Predictor:
         Learnt context (`adapt --context`) takes the place of the first words of every text, whatever they are.
         """
         sentences = [texts] if isinstance(texts, str) else list(texts)
-        return self._texts(sentences, "{}").embeddings
+        return scoring.texts(self.clip, sentences, ("{}",)).embeddings
 
     def at(self, alpha: float) -> Predictor:
         """A run, or an export in the format difference, at another ratio.
@@ -135,20 +141,23 @@ class Predictor:
         """
         if alpha == self.alpha:
             return self
-        return _at(self.origin, alpha, self.clip.device).among(self.classes, self.template)
+        return _at(self.origin, alpha, self.clip.device).among(self.classes, templates=self.templates)
 
-    def among(self, classes: Iterable[str], template: str | None = None) -> Predictor:
-        """The same model with other classes of its own, or another template.
+    def among(
+        self, classes: Iterable[str], template: str | None = None, templates: Sequence[str] | str | Path | None = None
+    ) -> Predictor:
+        """The same model with other classes of its own, or another template or list of them (see `load`).
 
         Raises:
-            UsageError: another template for a run whose context was learnt, in place of this template's words.
+            UsageError: both; or others for a run whose context was learnt, in place of its template's words.
+            DataError: the file of templates is not as it must be.
         """
-        template, names = template or self.template, tuple(classes)
-        if (names, template) == (self.classes, self.template):
+        names, made = tuple(classes), _asked(template, templates) or self.templates
+        if (names, made) == (self.classes, self.templates):
             return self
-        if self.clip.context is not None and template != self.template:
+        if self.clip.context is not None and made != self.templates:
             raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
-        return Predictor(self.clip, self.origin, self.alpha, names, template, self._temperature,
+        return Predictor(self.clip, self.origin, self.alpha, names, made, self._temperature,
                          self.grey_bits)  # fmt: skip
 
     # ---- parts of it, for streams
@@ -160,7 +169,7 @@ class Predictor:
             raise UsageError(f"{self.origin.name} has no classes of its own: give some.")
         with self._reading:
             found = self._read.pop(names, None) or Candidates(
-                names, self._texts(names, self.template), self._temperature_among(names)
+                names, scoring.texts(self.clip, names, self.templates), self._temperature_among(names)
             )
             self._read[names] = found  # last: the one used last
             while len(self._read) > SETS_KEPT:
@@ -202,19 +211,9 @@ class Predictor:
         found = [[(candidates.names[c], value) for value, c in zip(*row, strict=True)] for row in rows]
         return [Prediction(*best[0], tuple(best), candidates.temperature is not None) for best in found]
 
-    def _texts(self, names: Sequence[str], template: str) -> Texts:
-        parts = [
-            scoring.texts(self.clip, names[start : start + TEXTS_AT_ONCE], template)
-            for start in range(0, len(names), TEXTS_AT_ONCE)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        tokens = [part.class_tokens for part in parts if part.class_tokens is not None]
-        return Texts(torch.cat([part.embeddings for part in parts]), torch.cat(tokens) if tokens else None)
-
     def _temperature_among(self, names: Sequence[str]) -> float | None:
         found = self._temperature
-        holds = found is not None and self.alpha is not None and found.holds_for(self.alpha, names, self.template)
+        holds = found is not None and self.alpha is not None and found.holds_for(self.alpha, names, self.templates)
         return found.value if found is not None and holds else None
 
 
@@ -225,6 +224,7 @@ def load(
     alpha: float | None = None,
     classes: Sequence[str] | None = None,
     template: str | None = None,
+    templates: Sequence[str] | str | Path | None = None,
     device: str = "auto",
 ) -> Predictor:
     """Load a run, an export, or a pre-trained model by name, and make it ready to name pictures.
@@ -234,10 +234,13 @@ def load(
             `adapt --model` takes. pretrained: weights for a model by name.
         alpha: of a run or a difference, its own by default. classes: candidates in place of those that the run was
             trained on; a pre-trained model has none. template: the text of a class; {} stands for its name.
+            templates: several, a file of them, or "clip" for CLIP's own; a class is the mean of its texts, brought back
+            to unit norm.
 
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
     """
+    asked = _asked(template, templates)  # before anything takes long
     folder = folder_of(source)
     place_of = devices.resolve_device(device)
     if folder is not None and pretrained and is_model(folder):
@@ -249,7 +252,15 @@ def load(
         found = _of_export(str(source), folder, alpha, place_of) or _of_model(str(source), pretrained, folder, place_of)
         if alpha is not None:
             found = found.at(alpha)
-    return found.among(found.classes if classes is None else classes, template)
+    return found.among(found.classes if classes is None else classes, templates=asked)
+
+
+def _asked(template: str | None, templates: Sequence[str] | str | Path | None) -> Templates | None:
+    if template and templates is not None:
+        raise UsageError("templates list what template is one of: give one of them.")
+    if templates is not None:
+        return words.given(templates)
+    return (template,) if template else None
 
 
 def folder_of(source: str | Path) -> Path | None:
@@ -272,7 +283,7 @@ def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
     clip = loading.rebuild(run.source, run.state(alpha), run.additions, device)
     clip.precision = run.record.precision if device.type == run.record.device else "fp32"
     origin = Origin(str(run.path), run, run.digest("finetuned.safetensors"))
-    return Predictor(clip, origin, alpha, run.base, run.template, temperature_of(run), run.record.grey_bits)
+    return Predictor(clip, origin, alpha, run.base, run.templates, temperature_of(run), run.record.grey_bits)
 
 
 def _at(origin: Origin, alpha: float, device: torch.device) -> Predictor:
@@ -294,18 +305,18 @@ def _of_export(name: str, folder: Path | None, alpha: float | None, device: torc
         return None
     about = export.about
     origin = Origin(name, None, export.digest, folder if export.every_alpha else None)
-    return Predictor(export.clip, origin, about["alpha"], tuple(about["classes"]), about["template"], None,
-                     about["grey_bits"])  # fmt: skip
+    return Predictor(export.clip, origin, about["alpha"], tuple(about["classes"]),
+                     tuple(about.get("templates", (about["template"],))), None, about["grey_bits"])  # fmt: skip
 
 
 def _of_model(name: str, pretrained: str | None, folder: Path | None, device: torch.device) -> Predictor:
-    """An open_clip export says its classes, template and α; of another model the template alone may be known."""
+    """An open_clip export says its classes, templates and α; of another model a template alone may be known."""
     clip = loading.load(name if folder is None else f"{sources.LOCAL_DIR}{folder}", pretrained, device)
     about = files.read_json(folder / ABOUT) if folder and (folder / ABOUT).is_file() else {}
-    template = about.get("template") or Recipe.resolved(clip.source.adapt_defaults, "", {}).template
+    own = about.get("template") or Recipe.resolved(clip.source.adapt_defaults, "", {}).template
     origin = Origin(name, None, clip.source.sha256)
-    return Predictor(clip, origin, about.get("alpha"), tuple(about.get("classes", ())), template, None,
-                     about.get("grey_bits"))  # fmt: skip
+    return Predictor(clip, origin, about.get("alpha"), tuple(about.get("classes", ())),
+                     tuple(about.get("templates", (own,))), None, about.get("grey_bits"))  # fmt: skip
 
 
 def _batches(model: Predictor, images: Picture | Iterable[Picture]) -> Iterator[torch.Tensor]:

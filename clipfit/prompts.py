@@ -26,6 +26,9 @@ def excluding(names: Iterable[str], known: Iterable[str]) -> list[str]:
     return [name for name in names if key_of(name) not in keys]
 
 
+Templates = tuple[str, ...]  # sentences in which {} stands for a class name; a class is the mean of their texts
+
+
 def prompts(names: Iterable[str], template: str) -> list[str]:
     """One sentence a class, in order."""
     return [template.replace("{}", name) for name in names]

@@ -98,14 +98,23 @@ def soft_edited(x: Tensor, z: Tensor, a: float, b: float, scale: float) -> Tenso
     return out
 
 
-def edited_features(model: Any, images: Tensor, tokens: Tensor, settings: EditSettings, text_block: int) -> Tensor:
-    """ATHA's whole forward pass: the modules of an open_clip CLIP in float64, called one by one, edits in between."""
+def inner_features(model: Any, tokens: Tensor, text_block: int) -> Tensor:
+    """f_c of an open_clip CLIP in float64, by its modules: texts (C, context length) → (C, D)."""
     h = model.token_embedding(tokens) + model.positional_embedding
     for block in model.transformer.resblocks[: text_block + 1]:
         h = block(h, attn_mask=model.attn_mask)
-    f = model.ln_final(h)[torch.arange(len(h)), tokens.argmax(1)] @ model.text_projection
+    return model.ln_final(h)[torch.arange(len(h)), tokens.argmax(1)] @ model.text_projection
+
+
+def class_tokens(model: Any, f: Tensor) -> Tensor:
+    """f_c (C, D) brought into the vision width by least squares: z_c (C, V)."""
     y = torch.linalg.lstsq(model.visual.proj.T, f.T, driver="gelsd").solution.T
-    z = (y - model.visual.ln_post.bias) / model.visual.ln_post.weight
+    return (y - model.visual.ln_post.bias) / model.visual.ln_post.weight
+
+
+def edited_features(model: Any, images: Tensor, tokens: Tensor, settings: EditSettings, text_block: int) -> Tensor:
+    """ATHA's whole forward pass: the modules of an open_clip CLIP in float64, called one by one, edits in between."""
+    z = class_tokens(model, inner_features(model, tokens, text_block))
     v = model.visual._embeds(images)
     for number, block in enumerate(model.visual.transformer.resblocks):
         a = settings.head_strength if number == settings.head_block else 0.0

@@ -39,6 +39,7 @@ class AdaptConfig(Checked):
         False, "Each epoch draws as many images of every class as the largest class has, with repetition."
     )
     classes: Path | None = shared.class_names()
+    templates: Path | None = shared.templates("--template alone, which is what training takes; of a list, its first")
     image_root: Path | None = shared.image_root()
     skip_bad_images: bool = shared.skip_bad_images()
     cache_bytes: int = shared.cache_bytes("shots")

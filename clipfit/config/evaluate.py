@@ -22,6 +22,7 @@ class EvaluateConfig(Checked):
     data: Path | None = option(None, "Other labelled images than the run's own held-out ones.")
     new_classes: Path | None = option(None, "Names of classes that were not trained on, one a line.")
     classes: Path | None = shared.class_names(" for --data")
+    templates: Path | None = shared.templates("the run's own")
     image_root: Path | None = shared.image_root()
     alphas: tuple[float, ...] | None = option(
         None, RATIOS, low=0, high=1, parse=parse_alphas, default_is="0 and the run's own; episodes: 0.5,1"

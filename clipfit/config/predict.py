@@ -31,6 +31,7 @@ class PredictConfig(Checked):
     )
     add_classes: Path | None = option(None, "More candidates, beside those that the run was trained on.")
     template: str | None = option(None, "The text of a class; {} stands for its name.", default_is="the run's own")
+    templates: Path | None = shared.templates("the run's own")
     top: int = option(5, "Most probable classes that a row lists.", low=1)
     abstain_below: float | None = option(None, "Least probability of a label; below it a row abstains.", low=0, high=1)
     output: Path | None = option(None, "File of the rows, .jsonl, .csv or .parquet.", default_is="JSON lines on stdout")
@@ -62,6 +63,8 @@ class PredictConfig(Checked):
             raise UsageError("--model has no classes of its own to add to: give --classes.")
         if self.engine == "ray" and self.html:
             raise UsageError("--html draws thumbnails of what is decoded here: leave it out with --engine ray.")
+        if self.template is not None and self.templates is not None:
+            raise UsageError("--templates lists what --template is one of: give one of them.")
         if self.template is not None and self.template.count("{}") != 1:
             raise UsageError(f"template must contain {{}} exactly once; found {self.template!r}.")
 

@@ -24,6 +24,14 @@ def class_names(of: str = "") -> Any:
     return option(None, f"Class names{of}: folder<TAB>name a line, or JSON.")
 
 
+def templates(default_is: str) -> Any:
+    """Several texts of a class."""
+    return option(
+        None, "File of templates, one a line, or clip for CLIP's own: a class is the mean of its texts.",
+        default_is=default_is,
+    )  # fmt: skip
+
+
 def image_root() -> Any:
     """Where relative paths start."""
     return option(None, "Where paths in a manifest or split file start.")

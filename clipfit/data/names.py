@@ -89,7 +89,7 @@ def _named_by(class_file: Path, labels: Sequence[str]) -> dict[str, str]:
 
 def _read_class_file(file: Path) -> dict[str, str]:
     """`folder<TAB>name` a line, a name alone a line (its folder is the same name), or a JSON object."""
-    text = _read_text(file)
+    text = read_text(file, "class file")
     names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text)
     if not names:
         raise DataError(f"{file} names no class: expected a line `class name` or `folder<TAB>class name` for each.")
@@ -121,14 +121,15 @@ def _from_lines(file: Path, text: str) -> dict[str, str]:
     return names
 
 
-def _read_text(file: Path) -> str:
-    require_regular(file, "class file")
+def read_text(file: Path, what: str) -> str:
+    """The text of a file in UTF-8, with or without a mark at its start. Raises DataError, which calls it `what`."""
+    require_regular(file, what)
     try:
         return file.read_text("utf-8-sig")
     except OSError as error:
-        raise DataError(f"class file {file} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{what} {file} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"class file {file} is not UTF-8 text.") from error
+        raise DataError(f"{what} {file} is not UTF-8 text.") from error
 
 
 def _refuse_twins(names: Mapping[str, str]) -> None:

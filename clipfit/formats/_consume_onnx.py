@@ -22,14 +22,24 @@ def session_of(file: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def logits_of(session: onnxruntime.InferenceSession, given: np.ndarray, tensors: dict[str, np.ndarray]) -> np.ndarray:
+def mean_of(texts: np.ndarray, templates: int) -> np.ndarray:
+    """Unit-norm texts (T·C, D), one template after the other → classes (C, D): means, brought back to unit norm."""
+    if templates == 1:
+        return texts
+    means = texts.reshape(templates, -1, texts.shape[1]).mean(0)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def logits_of(
+    session: onnxruntime.InferenceSession, given: np.ndarray, tensors: dict[str, np.ndarray], templates: int
+) -> np.ndarray:
     """(n, C): the graph's own, or by the embeddings of the tower that it is not."""
     parts = [session.run(None, {session.get_inputs()[0].name: given[k : k + 16]}) for k in range(0, len(given), 16)]
     first = np.concatenate([outputs[0] for outputs in parts])
     if session.get_outputs()[0].name == "logits":
         return first
     if session.get_inputs()[0].name == "tokens":
-        return tensors["scale"] * tensors["image_embeddings"] @ first.T + tensors["bias"]
+        return tensors["scale"] * tensors["image_embeddings"] @ mean_of(first, templates).T + tensors["bias"]
     return tensors["scale"] * first @ tensors["text_embeddings"].T + tensors["bias"]
 
 
@@ -45,7 +55,7 @@ def main(folder: Path, exchange: Path) -> None:
     tensors = load_file(exchange / "request.safetensors")
     session = session_of(folder / "model.onnx", request["threads"])
     name = session.get_inputs()[0].name
-    answer = {"logits": logits_of(session, tensors[name], tensors)}
+    answer = {"logits": logits_of(session, tensors[name], tensors, request["templates"])}
     errors: dict[str, str] = {}
     if name == "pixels":
         see = runpy.run_path(str(folder / "preprocess.py"))["pixels"]
@@ -59,12 +69,12 @@ def main(folder: Path, exchange: Path) -> None:
             except Exception as error:  # whatever a decoder says: clipfit names the file
                 errors[str(index)] = f"{type(error).__name__}: {error}"
         if request["files"]:
-            answer["file_logits"] = logits_of(session, answer["file_pixels"], tensors)
+            answer["file_logits"] = logits_of(session, answer["file_pixels"], tensors, request["templates"])
     elif (folder / "tokenizer.json").exists():
         answer["tokens"] = tokens_of(folder / "tokenizer.json", [*request["texts"], *request["plain_texts"]])
     if (folder / "float.onnx").exists():
         before = session_of(folder / "float.onnx", request["threads"])
-        answer["further: before quantisation"] = logits_of(before, tensors[name], tensors)
+        answer["further: before quantisation"] = logits_of(before, tensors[name], tensors, request["templates"])
     save_file({name: np.ascontiguousarray(array) for name, array in answer.items()}, exchange / "answer.safetensors")
     record = {"consumer": f"onnxruntime {onnxruntime.__version__}", "errors": errors}
     (exchange / "answer.json").write_text(json.dumps(record), "utf-8")

@@ -13,6 +13,12 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+
+def mean_of(texts: torch.Tensor, templates: int) -> torch.Tensor:
+    """Unit-norm texts (T·C, D), one template after the other → classes (C, D): means, brought back to unit norm."""
+    return texts if templates == 1 else normalize(texts.unflatten(0, (templates, -1)).mean(0), dim=1)
 
 
 def main(folder: str, exchange: Path) -> None:
@@ -23,7 +29,8 @@ def main(folder: str, exchange: Path) -> None:
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(request["texts"])
     model.eval()
 
-    texts = model.encode_text(tokens, normalize=True)  # (C, D)
+    parts = [model.encode_text(part, normalize=True) for part in tokens.split(512)]
+    texts = mean_of(torch.cat(parts), request["templates"])  # (C, D)
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
         features = [model.encode_image(part, normalize=True) for part in pixels.split(16)]  # [(≤ 16, D)]
@@ -42,7 +49,7 @@ def main(folder: str, exchange: Path) -> None:
         "logits": logits(tensors["pixels"]),
         "probe": transform(Image.fromarray(tensors["probe"].numpy())),
         "file_pixels": seen,
-        "file_logits": logits(seen) if request["files"] else torch.empty(0, len(tokens)),
+        "file_logits": logits(seen) if request["files"] else torch.empty(0, len(texts)),
     }
     save_file({name: tensor.contiguous() for name, tensor in answer.items()}, exchange / "answer.safetensors")
     record = {"consumer": f"open_clip {open_clip.__version__}", "errors": errors}

@@ -13,6 +13,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+
+def mean_of(texts: torch.Tensor, templates: int) -> torch.Tensor:
+    """Unit-norm texts (T·C, D), one template after the other → classes (C, D): means, brought back to unit norm."""
+    return texts if templates == 1 else normalize(texts.unflatten(0, (templates, -1)).mean(0), dim=1)
 
 
 def main(folder: Path, exchange: Path) -> None:
@@ -29,7 +35,8 @@ def main(folder: Path, exchange: Path) -> None:
             return torch.cat([program(some)[0] for some in given.split(16)])
         embeddings = torch.cat([program(some) for some in given.split(16)])
         if facts["part"] == "text":
-            return tensors["scale"] * tensors["image_embeddings"] @ embeddings.T + tensors["bias"]
+            classes = mean_of(embeddings, request["templates"])
+            return tensors["scale"] * tensors["image_embeddings"] @ classes.T + tensors["bias"]
         return tensors["scale"] * embeddings @ tensors["text_embeddings"].T + tensors["bias"]
 
     answer = {"logits": logits(tensors["tokens" if facts["part"] == "text" else "pixels"])}

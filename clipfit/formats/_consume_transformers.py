@@ -16,6 +16,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 NEW = int(transformers.__version__.split(".")[0]) >= 5
@@ -39,6 +40,11 @@ def ids(processor: Processor, texts: list[str]) -> torch.Tensor:
     return found.masked_fill(is_end.cumsum(1) > is_end.int(), 0)
 
 
+def mean_of(texts: torch.Tensor, templates: int) -> torch.Tensor:
+    """Unit-norm texts (T·C, D), one template after the other → classes (C, D): means, brought back to unit norm."""
+    return texts if templates == 1 else normalize(texts.unflatten(0, (templates, -1)).mean(0), dim=1)
+
+
 def main(folder: str, exchange: Path) -> None:
     request = json.loads((exchange / "request.json").read_text("utf-8"))
     tensors = load_file(exchange / "request.safetensors")
@@ -47,10 +53,13 @@ def main(folder: str, exchange: Path) -> None:
     model = (SiglipModel if of_siglip else CLIPModel).from_pretrained(folder).eval()
     processor, fast = processors(folder, SiglipProcessor if of_siglip else CLIPProcessor)
 
+    one = {"input_ids": tensors["tokens"][:1], "pixel_values": tensors["pixels"][:1]}
+    read = [model(**{**one, "input_ids": part}).text_embeds for part in tensors["tokens"].split(512)]
+    texts = mean_of(torch.cat(read).float(), request["templates"])  # (C, D)
+
     def logits(pixels: torch.Tensor) -> torch.Tensor:
-        found = [model(input_ids=tensors["tokens"], pixel_values=part) for part in pixels.split(16)]
-        images = torch.cat([output.image_embeds for output in found]).float()  # (n, D)
-        scaled = model.logit_scale.float().exp() * images @ found[0].text_embeds.float().T  # (n, C)
+        found = [model(**{**one, "pixel_values": part}).image_embeds for part in pixels.split(16)]
+        scaled = model.logit_scale.float().exp() * torch.cat(found).float() @ texts.T  # (n, C)
         return scaled + model.logit_bias.float() if of_siglip else scaled
 
     def seen(picture: Image.Image, by: Processor = processor) -> torch.Tensor:
@@ -71,7 +80,7 @@ def main(folder: str, exchange: Path) -> None:
         "probe": seen(probe),
         f"probe: {FAST}": seen(probe, fast),
         "file_pixels": own,
-        "file_logits": logits(own) if request["files"] else torch.empty(0, len(request["texts"])),
+        "file_logits": logits(own) if request["files"] else torch.empty(0, len(texts)),
     }
     if request["files"]:
         answer[f"further: {FAST}"] = logits(other)

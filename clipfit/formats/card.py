@@ -28,6 +28,7 @@ NAME = "README.md"
 TASK = "zero-shot-image-classification"
 MOST_CLASSES = 1000  # beyond it, the rest are in clipfit.json
 MOST_LOSSES = 20
+MOST_TEMPLATES = 5
 PARTS = {"base": "base classes", "new": "new classes", "union": "base and new together"}
 
 
@@ -66,7 +67,8 @@ class Measured:
         documents = run.evaluations.glob(f"*/{evaluations.DOCUMENT}")
         newest_first = sorted(documents, key=lambda file: file.stat().st_mtime_ns, reverse=True)
         found = (evaluations.read(file.parent) for file in newest_first)
-        return cls(alpha, next((e for e in found if e.document["held_out"] and alpha in e.alphas), None))
+        own = (e for e in found if e.document.get("templates", [run.template]) == list(run.templates))
+        return cls(alpha, next((e for e in own if e.document["held_out"] and alpha in e.alphas), None))
 
     def row(self, alpha: float) -> Mapping[str, Any]:
         """The figures at an α: this one, or 0, which every evaluation has; {} where nothing was measured."""
@@ -176,9 +178,22 @@ def _introduction(subject: Subject) -> str:
         f"- shots: {len(run.shots)} images of {len(counts)} classes, {a_class} a class",
         f"- method: `{run.method}`; trained: {tuning}; {record.recipe.epochs} epochs, seed {record.seed}",
         f"- α = {subject.alpha:g}: the average of the pre-trained weights (0) and the fine-tuned ones (1)",
-        f"- text of a class: {code(run.template)}",
+        f"- text of a class: {_texts(run)}",
         "- licence: that of the pre-trained model goes on to hold; clipfit does not know it",
     ])  # fmt: skip
+
+
+def _texts(run: Run) -> str:
+    first, *others = run.templates
+    if not others:
+        return code(first)
+    shown = ", ".join(map(code, (first, *others[: MOST_TEMPLATES - 1])))
+    more = len(run.templates) - MOST_TEMPLATES
+    more_of_them = f" and {more} more" if more > 0 else ""
+    return (
+        f"the mean of {len(run.templates)} unit-norm embeddings, brought back to unit norm, of {shown}{more_of_them} "
+        "(`templates` in `clipfit.json`)"
+    )
 
 
 def _task(subject: Subject) -> str:

@@ -25,10 +25,11 @@ class Request:
     """What a consumer is asked: logits of pixels among texts, and of files as it decodes them itself.
 
     pixels: (n, 3, H, W) float32, normalised. probe: (h, w, 3) uint8, an RGB picture that it is to preprocess.
-    texts: C prompts; tokens: their ids (C, context length) int64. plain_texts: the same as open_clip repairs them
-    before it reads them (HTML entities, quotes). files: n image files in the order of the pixels, or
-    none. For a consumer that has one tower alone, what the other one gives: image_embeddings (n, D) and
-    text_embeddings (C, D), of unit norm, scale, τ⁻¹, and bias, 0 where the model has none.
+    texts: the prompts of C classes by the first of T templates, then by the next; a class is the mean of its unit-norm
+    texts, brought back to unit norm. tokens: their ids (T·C, context length) int64. plain_texts: the same as open_clip
+    repairs them before it reads them (HTML entities, quotes). files: n image files in the order of the pixels, or none.
+    For a consumer that has one tower alone, what the other one gives: image_embeddings (n, D) and text_embeddings
+    (C, D), of unit norm, scale, τ⁻¹, and bias, 0 where the model has none.
     """
 
     pixels: torch.Tensor
@@ -41,6 +42,7 @@ class Request:
     text_embeddings: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
+    templates: int  # T
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Answer:
 
     file_pixels (n, 3, H, W) and file_logits are not finite where a file could not be opened; `errors` says why, by
     index. Probe and files are None where what was exported takes no pictures. tokens: the ids of texts, then of
-    plain_texts, by its own tokenizer (2 C, context length), where it has one. further: logits (n, C) of the same pixels
-    or files by another way that a consumer may take, by what that is; further_probes: the probe by such a way.
+    plain_texts, by its own tokenizer (2·T·C, context length), where it has one. further: logits (n, C) of the same
+    pixels or files by another way that a consumer may take, by what that is; further_probes: the probe by such a way.
     """
 
     consumer: str  # its library and version
@@ -83,7 +85,8 @@ def _exchanged(script: Path, folder: Path, request: Request, exchange: Path) -> 
     files.write_tensors(exchange / "request.safetensors", tensors, {})
     asked = {
         "texts": list(request.texts), "plain_texts": list(request.plain_texts),
-        "files": [str(file.absolute()) for file in request.files], "threads": torch.get_num_threads(),
+        "files": [str(file.absolute()) for file in request.files], "templates": request.templates,
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
     # in ASCII: what a file is called need not be UTF-8
     (exchange / "request.json").write_text(json.dumps(asked), "ascii")

@@ -199,7 +199,7 @@ def _restored(clip: Clip, before: State, changed: State, found: Factors, each: E
 @torch.no_grad()
 def _logits(clip: Clip, run: Run, pictures: torch.Tensor) -> torch.Tensor:
     """Of uint8 pictures (n, 3, H, W) among the first base classes: (n, C)."""
-    texts = scoring.texts(clip, run.base[:NAMES], run.template)
+    texts = scoring.texts(clip, run.base[:NAMES], run.templates)
     features = [clip.encode_image(clip.normalize(part)).cpu() for part in pictures.split(16)]
     return clip.logits(torch.cat(features), texts.embeddings)
 

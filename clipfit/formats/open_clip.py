@@ -35,8 +35,9 @@ CLASSIFYING = """model, _, preprocess = open_clip.create_model_and_transforms("l
 tokenize = open_clip.get_tokenizer("local-dir:FOLDER")
 model.eval()
 with torch.no_grad():
-    texts = tokenize([about["template"].replace("{}", name) for name in about["classes"]])
-    text_features = model.encode_text(texts, normalize=True)
+    texts = [tokenize([one.replace("{}", name) for name in about["classes"]]) for one in about["templates"]]
+    text_features = sum(model.encode_text(text, normalize=True) for text in texts)
+    text_features /= text_features.norm(dim=1, keepdim=True)
     image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
     probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
 print(about["classes"][probabilities.argmax()])

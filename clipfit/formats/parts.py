@@ -28,6 +28,7 @@ from clipfit.measure.calibration import temperature_of
 from clipfit.model import text_tower
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
+from clipfit.prompts import prompts
 from clipfit.runs import files
 
 PREPROCESS = "preprocess.py"
@@ -63,7 +64,7 @@ def part_of(subject: Subject) -> Part:
     model, facts = subject.model, facts_of(subject)
     pixels = torch.zeros(2, 3, *model.image_size)
     if subject.options.part == "text":
-        tokens = model.tokenize([subject.run.template.format(name) for name in subject.run.base[:2]])
+        tokens = model.tokenize(prompts(subject.run.base[:2], subject.run.template))
         module: torch.nn.Module = Text(model)
         example = tokens
     elif subject.options.part == "image":
@@ -79,9 +80,10 @@ def facts_of(subject: Subject) -> dict[str, Any]:
     """What stands in the metadata of the program: classes, constants of preprocessing, temperature, α."""
     run, model = subject.run, subject.model
     found = temperature_of(run)
-    calibrated = found is not None and found.holds_for(subject.alpha, run.base, run.template)
+    calibrated = found is not None and found.holds_for(subject.alpha, run.base, run.templates)
     return {
         "part": subject.options.part, "alpha": subject.alpha, "classes": list(run.base), "template": run.template,
+        "templates": list(run.templates),
         "logit_scale": model.scale.item(), "logit_bias": _bias(model),
         "temperature": found.value if found and calibrated else 1.0,
         "calibrated": calibrated,
@@ -145,7 +147,7 @@ class Classifier(torch.nn.Module):
     def __init__(self, subject: Subject, temperature: float):
         super().__init__()
         clip = subject.model
-        texts = scoring.texts(clip, subject.run.base, subject.run.template)
+        texts = scoring.texts(clip, subject.run.base, subject.run.templates)
         self.visual, self.edits = clip.model.visual, clip.edits
         self.clip, self.temperature = clip, temperature
         self.bias = _bias(clip)

@@ -183,14 +183,14 @@ def bound(subject: Subject) -> float:
 @torch.no_grad()
 def _request(subject: Subject, pictures: Pictures, pixels: torch.Tensor) -> Request:
     """What the consumer is asked, with what the run's model makes of it, on the CPU."""
-    model, names, template = subject.model, subject.run.base, subject.run.template
-    texts = scoring.texts(model, names, template)
+    model, names, templates = subject.model, subject.run.base, subject.run.templates
+    texts = scoring.texts(model, names, templates)
     images = torch.cat([model.encode_image(part, texts.class_tokens).cpu() for part in pixels.split(16)])  # (n, D)
-    written = prompts(names, template)
+    written = [text for template in templates for text in prompts(names, template)]
     return Request(
         pixels.cpu(), _probe(model), written, [plain(model.source, text) for text in written],
         model.tokenize(written).cpu(), pictures.files, images, texts.embeddings, model.scale.cpu(),
-        torch.zeros(()) if model.bias is None else model.bias.cpu(),
+        torch.zeros(()) if model.bias is None else model.bias.cpu(), len(templates),
     )  # fmt: skip
 
 

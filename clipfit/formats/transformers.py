@@ -42,6 +42,23 @@ probabilities = model(**inputs).logits_per_image.softmax(1)
 The image processor that resizes by Pillow sees what clipfit saw; how far the fast one of torchvision is, proof.json
 says (`further`). Open images upright and in RGB: `ImageOps.exif_transpose(Image.open(path)).convert("RGB")`.
 """
+SEVERAL = """
+`clipfit.json` lists several `templates`, and a class is the mean of its texts:
+
+```python
+import json
+import torch
+
+with open("clipfit.json", encoding="utf-8") as file:
+    about = json.load(file)
+texts = [template.replace("{}", name) for template in about["templates"] for name in about["classes"]]
+with torch.no_grad():
+    found = model(**processor(text=texts, images=images, return_tensors="pt", padding=True))
+classes = found.text_embeds.unflatten(0, (len(about["templates"]), -1)).mean(0)
+classes /= classes.norm(dim=1, keepdim=True)
+probabilities = (model.logit_scale.exp() * found.image_embeds @ classes.T).softmax(1)
+```
+"""
 WITHOUT_EFFECT = ("patch_dropout", "output_tokens", "pad_id")  # in evaluation, or where no id behind the end counts
 USUAL = {
     "pool_type": ("tok",),
@@ -82,9 +99,10 @@ class TransformersFolder:
 
     def usage(self, subject: Subject, folder: Path) -> Usage:
         """By CLIPModel and CLIPProcessor, or SigLIP's."""
+        usage = USAGE + (SEVERAL if len(subject.run.templates) > 1 else "")
         if not siglip.is_siglip(subject.model.source):
-            return Usage("transformers", USAGE)
-        told = USAGE.replace("CLIPModel", "SiglipModel").replace("CLIPProcessor", "SiglipProcessor")
+            return Usage("transformers", usage)
+        told = usage.replace("CLIPModel", "SiglipModel").replace("CLIPProcessor", "SiglipProcessor")
         return Usage("transformers", told.replace("padding=True", 'padding="max_length", truncation=True'))
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clipfit.errors import ModelError
+from clipfit.prompts import Templates
 from clipfit.runs import files, manifest
 from clipfit.runs.record import typed
 from clipfit.runs.run import Run
@@ -15,20 +16,25 @@ FOLDS = "folds.json"
 
 @dataclass(frozen=True)
 class Temperature:
-    """Found on folds of the shots, and true of the very model, classes and template that it was found for."""
+    """Found on folds of the shots, and true of the very model, classes and templates that it was found for.
+
+    templates: None stands for `template` alone.
+    """
 
     value: float
     alpha: float
     classes: tuple[str, ...]
     template: str
+    templates: Templates | None = None
 
-    def holds_for(self, alpha: float, classes: Iterable[str], template: str) -> bool:
-        """Whether it was found for this ratio, these classes in whatever order, and this template."""
-        return (self.alpha, sorted(self.classes), self.template) == (alpha, sorted(classes), template)
+    def holds_for(self, alpha: float, classes: Iterable[str], templates: Templates) -> bool:
+        """Whether it was found for this ratio, these classes in whatever order, and this very list of templates."""
+        found_for = self.templates or (self.template,)
+        return (self.alpha, sorted(self.classes), found_for) == (alpha, sorted(classes), templates)
 
 
 def temperature_of(run: Run) -> Temperature | None:
-    """`temperature` in the run's folds.json: {"value", "alpha", "classes", "template"}. None where it has none.
+    """`temperature` in the run's folds.json, a Temperature's fields as JSON; None where it has none.
 
     Raises:
         ModelError: the file is damaged.

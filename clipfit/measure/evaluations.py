@@ -15,15 +15,20 @@ from clipfit.runs import files, manifest, place
 FOLDER = "evaluations"
 DOCUMENT = "evaluation.json"
 HELD_OUT, ON_SHOTS = "held-out", "shots"
+OTHER_TEMPLATES = "-templates"  # behind the name
 
 
-def name_of(data: Path | None, held_out: bool) -> str:
-    """`held-out` for the run's own images (`shots` where those were measured on), else the data's, safe as a file's."""
+def name_of(data: Path | None, held_out: bool, own_templates: bool = True) -> str:
+    """`held-out` for the run's own images (`shots` where those were measured on), else the data's, safe as a file's.
+
+    With other templates than the run's it has a place beside that, and does not replace what is true of the run.
+    """
+    beside = "" if own_templates else OTHER_TEMPLATES
     if data is None:
-        return HELD_OUT if held_out else ON_SHOTS
+        return (HELD_OUT if held_out else ON_SHOTS) + beside
     data = data.resolve()
     name = re.sub(r"[^\w.+-]+", "-", data.stem if data.is_file() else data.name).strip("-.")[:60]
-    return f"{name or 'data'}-data" if name in ("", HELD_OUT, ON_SHOTS) else name
+    return (f"{name or 'data'}-data" if name in ("", HELD_OUT, ON_SHOTS) else name) + beside
 
 
 def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tables]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from clipfit.errors import ModelError
 from clipfit.measure.metrics import Accuracy, Difference, accuracy, confusion, paired_difference
+from clipfit.prompts import Templates
 from clipfit.runs import files
 
 LOGITS = "logits"
@@ -23,6 +24,7 @@ class Predictions:
     labels: the class name of each image, None where it is not known.
     logits: τ⁻¹·cos of image and class text, (n, C) float32 on the CPU.
     features: the number type of the towers, "fp32" or "bf16".
+    templates: the sentences that class names were put in, whose mean a class's text is; `template` is the first.
     """
 
     ids: tuple[str, ...]
@@ -32,6 +34,7 @@ class Predictions:
     alpha: float
     template: str
     features: str = "fp32"
+    templates: Templates = ()
 
     @property
     def names(self) -> list[str]:
@@ -96,6 +99,7 @@ class Predictions:
             "alpha": self.alpha,
             "template": self.template,
             "features": self.features,
+            "templates": self.templates or (self.template,),
         }
         files.write_tensors(path, {LOGITS: self.logits}, about)
 
@@ -111,6 +115,7 @@ class Predictions:
             table = cls(
                 tuple(about["ids"]), tuple(about["labels"]), tuple(about["candidates"]), tensors[LOGITS],
                 float(about["alpha"]), str(about["template"]), str(about["features"]),
+                tuple(about.get("templates", [about["template"]])),
             )  # fmt: skip
         except KeyError as error:
             raise ModelError(f"{path} is no table of predictions: it has no {error}.") from error

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from clipfit.data.images import Images, ImageStore
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
 from clipfit.model.clip import Clip, Texts
-from clipfit.prompts import prompts
+from clipfit.prompts import Templates, prompts
+
+TEXTS_AT_ONCE = 512
 
 
 @torch.no_grad()
@@ -34,10 +37,29 @@ def image_embeddings(
 
 
 @torch.no_grad()
-def texts(clip: Clip, names: Sequence[str], template: str) -> Texts:
-    """Class names in a template: unit-norm embeddings (C, D) on the CPU, and what images need of them."""
-    read = clip.read(clip.tokenize(prompts(names, template)))
-    return Texts(read.embeddings.cpu(), read.class_tokens)
+def texts(clip: Clip, names: Sequence[str], templates: Templates) -> Texts:
+    """Class names in templates: unit-norm embeddings (C, D) on the CPU, and what images need of them.
+
+    With several templates (CLIP's prompt ensembling, arXiv 2103.00020, section 3.1.4) t_c is the mean of the class's
+    unit-norm texts, brought back to unit norm; where patch tokens are edited, z_c is that of the mean f_c. One template
+    is no mean: its texts are what they are without such a list, to the bit. Memory holds 512 texts at once.
+    """
+    chunks = (names[start : start + TEXTS_AT_ONCE] for start in range(0, len(names), TEXTS_AT_ONCE))
+    parts = [_mean_texts(clip, chunk, templates) for chunk in chunks]
+    tokens = [part.class_tokens for part in parts if part.class_tokens is not None]
+    return Texts(torch.cat([part.embeddings for part in parts]), torch.cat(tokens) if tokens else None)
+
+
+def _mean_texts(clip: Clip, names: Sequence[str], templates: Templates) -> Texts:
+    t, f = clip.text_features(clip.tokenize(prompts(names, templates[0])))  # (C, D)
+    for template in templates[1:]:
+        more_t, more_f = clip.text_features(clip.tokenize(prompts(names, template)))
+        t = t + more_t
+        f = None if f is None or more_f is None else f + more_f
+    if len(templates) > 1:
+        t = F.normalize(t, dim=1)  # of the sum is that of the mean
+        f = None if f is None else f / len(templates)
+    return Texts(t.cpu(), None if f is None else clip.class_tokens(f))
 
 
 def best_names(images: torch.Tensor, texts: torch.Tensor, names: Sequence[str]) -> list[str]:
@@ -50,7 +72,7 @@ def predict(
     images: ImageStore,
     chosen: Sequence[int],
     candidates: Sequence[str],
-    template: str,
+    templates: Templates,
     alpha: float,
     batch_size: int,
 ) -> Predictions:
@@ -58,7 +80,7 @@ def predict(
 
     Beside the images of one batch, memory holds the logits alone.
     """
-    t, z = texts(clip, candidates, template)  # (C, D)
+    t, z = texts(clip, candidates, templates)  # (C, D)
     logits = torch.empty(len(chosen), len(candidates))
     for start in range(0, len(chosen), batch_size):
         batch = chosen[start : start + batch_size]
@@ -67,7 +89,7 @@ def predict(
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),
-        logits, alpha, template, clip.precision,
+        logits, alpha, templates[0], clip.precision, templates,
     )  # fmt: skip
 
 
@@ -76,7 +98,7 @@ def tables(
     images: ImageStore,
     base: Sequence[str],
     new: Sequence[str],
-    template: str,
+    templates: Templates,
     alpha: float,
     batch_size: int,
 ) -> Tables:
@@ -86,10 +108,10 @@ def tables(
     among those alone, and likewise of new ones, are passes and tables of their own.
     """
     labels = [sample.label for sample in images.samples]
-    found = {"union": predict(clip, images, range(len(labels)), [*base, *new], template, alpha, batch_size)}
+    found = {"union": predict(clip, images, range(len(labels)), [*base, *new], templates, alpha, batch_size)}
     if clip.edits:
         for part, names in (("new", new), ("base", base)):
             own = [i for i, label in enumerate(labels) if label in names]
             if own:
-                found[part] = predict(clip, images, own, names, template, alpha, batch_size)
+                found[part] = predict(clip, images, own, names, templates, alpha, batch_size)
     return found

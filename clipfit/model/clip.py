@@ -131,12 +131,16 @@ class Clip(NamedWeights):
 
     def read(self, tokens: torch.Tensor, rows: Rows | None = None) -> Texts:
         """Token ids (C, context length) → what the images need of these texts, by one pass through the text tower."""
+        t, f = self.text_features(tokens, rows)
+        return Texts(t, None if f is None else self.class_tokens(f))
+
+    def text_features(self, tokens: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (C, context length) → t (C, D) of unit norm; f (C, D) of an inner block where tokens are edited."""
         inner_block = self.edits.settings.text_block if self.edits else None
         with self._drawing(rows), autocast(self.device, self.precision):
-            cut = text_tower.cut(self.model, tokens)
-            features, *inner = text_tower.features(self.model, cut, self.context, inner_block)
-        t = F.normalize(features.float(), dim=1)
-        return Texts(t, self._class_tokens(inner[0].float()) if inner else None)
+            tokens = text_tower.cut(self.model, tokens)
+            features, *inner = text_tower.features(self.model, tokens, self.context, inner_block)
+        return F.normalize(features.float(), dim=1), inner[0].float() if inner else None
 
     def encode(
         self,
@@ -161,8 +165,8 @@ class Clip(NamedWeights):
         seen: list[Look] = []
         return self._embedded(images, texts.class_tokens, seen), seen
 
-    def _class_tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """Text features (C, D) → class tokens z (C, V), by the vision head of this forward pass."""
+    def class_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Text features f (C, D) → class tokens z (C, V), by the vision head of this forward pass."""
         assert self.edits is not None
         with torch.autocast(self.device.type, enabled=False):
             return invert_head(features, self.patch_tower.head, self.edits.settings.class_token_inverse)
@@ -171,14 +175,12 @@ class Clip(NamedWeights):
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
         for step in self._geometry:
             picture = step(picture)
-        tensor: torch.Tensor = pil_to_tensor(picture)
-        return tensor
+        return pil_to_tensor(picture)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""
         cfg = self.source.preprocess_cfg
-        out: torch.Tensor = normalize(images.to(self.device).float() / 255, cfg["mean"], cfg["std"])
-        return out
+        return normalize(images.to(self.device).float() / 255, cfg["mean"], cfg["std"])
 
 
 class FrozenImageTower:

@@ -86,9 +86,10 @@ def _likeness_cell(found: Explanation) -> Image.Image:
     panel = likeness_panel(found)
     width = _column(panel)
     low, high = float(found.likeness.min()), float(found.likeness.max())
+    others = f", in mean with {found.others} others" if found.others else ""
     return _below([
         panel,
-        text(f'Which squares look like the text "{found.text_of(found.best)}"', width, lines=3),
+        text(f'Which squares look like the text "{found.text_of(found.best)}"{others}', width, lines=3),
         _scale(width),
         text(f"cosine similarity {low:.2f} to {high:.2f}; 1 would be the same", width, 13, colour=FAINT),
     ])  # fmt: skip

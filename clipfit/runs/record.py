@@ -16,6 +16,7 @@ from clipfit.ensemble import State
 from clipfit.errors import ClipfitError, ModelError
 from clipfit.model.named import Additions
 from clipfit.model.sources import Source
+from clipfit.prompts import Templates
 from clipfit.runs import files
 
 T = TypeVar("T")
@@ -72,12 +73,18 @@ class RunRecord:
     grey_bits: int | None = None  # of 16-bit greys, as found on the shots
     balance: bool = False
     parent: Parent | None = None
+    templates: Templates | None = None  # of evaluation and prediction; None: the recipe's, which training takes
     format: int = field(default=FORMAT)
 
     @property
     def additions(self) -> Additions:
         """What the run's models have beyond open_clip's CLIP."""
         return Additions(self.edits, self.context)
+
+    @property
+    def all_templates(self) -> Templates:
+        """Those whose mean text a class is, in evaluation and prediction."""
+        return self.templates or (self.recipe.template,)
 
     def to_json(self) -> dict[str, Any]:
         """The document of config.json, in JSON's types."""
@@ -103,6 +110,7 @@ class ClassRecord:
     base: tuple[str, ...]
     names: Mapping[str, str]
     template: str
+    templates: Templates | None = None
 
 
 def typed(document: Any, kind: type[T], path: Path) -> T:
@@ -132,7 +140,7 @@ def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) 
         OutputError: the disk is full or the place cannot be written.
     """
     record = facts.record
-    classes = ClassRecord(tuple(facts.base), facts.names, record.recipe.template)
+    classes = ClassRecord(tuple(facts.base), facts.names, record.recipe.template, record.templates)
     files.write_json(folder / CONFIG, record.to_json())
     files.write_json(folder / CLASSES, msgspec.to_builtins(classes))
     files.write_lines(folder / SHOTS, facts.shots)
@@ -149,6 +157,7 @@ def describe(record: RunRecord, base: Sequence[str], scale: float, alpha: float)
         "alpha": alpha,
         "classes": list(base),
         "template": record.recipe.template,
+        "templates": list(record.all_templates),
         "logit_scale_exp": scale,
         **{key: document[key] for key in ("clipfit", "method", "edits", "context", "pretrained")},
     }

@@ -16,6 +16,7 @@ from clipfit.model.clip import Clip
 from clipfit.model.loading import go_on, reload
 from clipfit.model.named import Additions
 from clipfit.model.sources import LOCAL_DIR, Source, folder_of
+from clipfit.prompts import Templates
 from clipfit.runs import files, manifest, place
 from clipfit.runs.record import CLASSES, CONFIG, FINETUNED, METRICS, MODEL, SHOTS, TIMING, ClassRecord, RunRecord, typed
 
@@ -70,7 +71,13 @@ class Run:
 
     @property
     def template(self) -> str:
+        """The one that it was trained with."""
         return self.record.recipe.template
+
+    @property
+    def templates(self) -> Templates:
+        """Those whose mean text a class is, in evaluation and prediction."""
+        return self.record.all_templates
 
     @property
     def alpha(self) -> float:
@@ -135,7 +142,9 @@ class Run:
 
     def require_described(self, name: str, about: Mapping[str, Any], alpha: float) -> None:
         """Raises ModelError where the metadata inside a weight file is not what the run's other files say."""
-        mine = {"alpha": alpha, "method": self.method, "classes": list(self.base), "template": self.template}
+        mine = {"alpha": alpha, "method": self.method, "classes": list(self.base), "template": self.template,
+                "templates": list(self.templates)}  # fmt: skip
+        about = {"templates": [about.get("template")], **about}  # runs of before had one alone
         for key, value in mine.items():
             if about.get(key) != value:
                 raise ModelError(

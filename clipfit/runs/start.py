@@ -92,9 +92,10 @@ class _AdaptedOn:
 
     @property
     def adapt_defaults(self) -> Mapping[str, Any]:
-        """Those of its model, with the run's template."""
-        defaults = self.run.source.adapt_defaults
-        return {**defaults, "recipe": {**defaults.get("recipe", {}), "template": self.run.template}}
+        """Those of its model, with the run's template, and its list where it has one."""
+        kept = {key: value for key, value in self.run.source.adapt_defaults.items() if key != "templates"}
+        listed = {"templates": list(self.run.templates)} if self.run.record.templates else {}
+        return {**kept, "recipe": {**kept.get("recipe", {}), "template": self.run.template}, **listed}
 
     def load(self, method: str, additions: Additions, adapters: bool, device: torch.device) -> Clip:
         held = self.run.additions

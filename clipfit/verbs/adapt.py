@@ -127,7 +127,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 
 def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    t, z = scoring.texts(clip, shots.base, record.recipe.template)
+    t, z = scoring.texts(clip, shots.base, record.all_templates)
     whole = Viewed(shots.images, clip.geometry)
     u = scoring.image_embeddings(clip, whole, range(len(shots)), batch_size=64, class_tokens=z)
     return accuracy(scoring.best_names(u, t, shots.base), [shots.base[label] for label in shots.labels]).value
@@ -202,6 +202,7 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
         tuning=adaptation.tuning,
         lora=adaptation.adapters,
         recipe=adaptation.recipe,
+        templates=adaptation.listed,
         balance=adaptation.balance,
         alpha=config.alpha,
         seed=config.seed,

@@ -28,6 +28,7 @@ from clipfit.measure.metrics import Estimate, accuracy, estimate
 from clipfit.methods.declared import adapt_config, adapt_options
 from clipfit.model import devices, loading
 from clipfit.model.clip import Clip
+from clipfit.prompts import Templates
 from clipfit.runs import files
 from clipfit.version import __version__
 
@@ -172,8 +173,8 @@ def _run(
 ) -> dict[str, float]:
     """Accuracy on the query images at every α asked for; at α = 0 alone for zero-shot CLIP."""
     if contender.config is None:
-        template = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
-        return {"0": _accuracy(clip, images, episode, template, config.batch_size)}
+        templates = (Recipe.resolved(clip.source.adapt_defaults, "", {}).template,)
+        return {"0": _accuracy(clip, images, episode, templates, config.batch_size)}
     method = methods.find(contender.config.method)
     options = method.configure(contender.config.method_options)
     shots = [len(at) for at in episode.support]
@@ -188,12 +189,12 @@ def _run(
     measured = {}
     for alpha in config.alphas:
         model.load_state(interpolate(pretrained, finetuned, alpha))
-        measured[f"{alpha:g}"] = _accuracy(model, images, episode, adaptation.recipe.template, config.batch_size)
+        measured[f"{alpha:g}"] = _accuracy(model, images, episode, adaptation.templates, config.batch_size)
     return measured
 
 
-def _accuracy(model: Clip, images: Images, episode: Episode, template: str, batch_size: int) -> float:
-    t, z = scoring.texts(model, episode.classes, template)
+def _accuracy(model: Clip, images: Images, episode: Episode, templates: Templates, batch_size: int) -> float:
+    t, z = scoring.texts(model, episode.classes, templates)
     at = [i for part in episode.query for i in part]
     u = scoring.image_embeddings(model, Viewed(images, model.geometry), at, batch_size, z)
     actual = [name for name, part in zip(episode.classes, episode.query, strict=True) for _ in part]

@@ -14,8 +14,9 @@ from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, guard, held_out, scoring
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
-from clipfit.model import devices, loading
+from clipfit.model import devices, loading, templates
 from clipfit.model.clip import Clip
+from clipfit.prompts import Templates
 from clipfit.runs.run import Run, open_run
 
 
@@ -39,6 +40,7 @@ class Evaluation:
     skipped: tuple[str, ...] = ()
     kept: Path | None = None
     model: str | None = None
+    templates: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The document of `evaluate --json`."""
@@ -51,6 +53,7 @@ class Evaluation:
             "features": self.features,
             "base_classes": list(self.base_classes),
             "new_classes": list(self.new_classes),
+            "templates": list(self.templates),
             "alphas": [row.as_json() for row in self.rows],
             "notes": list(self.notes),
             "skipped": list(self.skipped),
@@ -76,6 +79,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
 def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """A run beside zero-shot CLIP; kept in it."""
     run = open_run(config.run)
+    asked = _asked(run, config)
     test = held_out.assemble(run, config)
     clip = _zero_shot(run, config, progress)
     progress.say(f"decoding {len(test.samples)} images")
@@ -83,7 +87,7 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     if not len(images):
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
 
-    tables = _score(clip, run, images, test.new, config, progress)
+    tables = _score(clip, run, images, test.new, asked, config, progress)
     rows = tuple(figures(stored, tables[0.0], run.base, test.new) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
@@ -94,15 +98,31 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
         base_classes=run.base,
         new_classes=test.new,
         rows=rows,
-        notes=(*test.notes, *_on_losses(rows, run.alpha)),
+        notes=(*test.notes, *_on_templates(run, asked), *_on_losses(rows, run.alpha)),
         skipped=tuple(images.skipped),
         model=run.source.model,
+        templates=asked,
     )
     return _kept(measured, tables, run, config.data)
 
 
+def _asked(run: Run, config: EvaluateConfig) -> Templates:
+    """The templates that are listed, else the run's own. Raises UsageError where a run's context was learnt for one."""
+    asked = templates.read(config.templates) if config.templates else run.templates
+    if run.record.context is not None and asked != run.templates:
+        raise UsageError(f"the words before the class were learnt for {run.template!r}: leave out --templates.")
+    return asked
+
+
+def _on_templates(run: Run, asked: Templates) -> list[str]:
+    if asked == run.templates:
+        return []
+    return [f"texts are made with {len(asked)} template(s) of --templates, in place of the run's own"]
+
+
 def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluation:
     """What a pre-trained model makes of images, before anything is adapted; nothing is kept."""
+    listed = templates.read(config.templates) if config.templates else None
     base, test = held_out.unadapted(config)
     device = devices.resolve_device(config.device)
     progress.say(f"loading {model} on {device}")
@@ -112,8 +132,9 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth)
     if not len(images):
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
-    template = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
-    table = scoring.tables(clip, images, base, test.new, template, 0.0, config.batch_size)
+    of_model = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
+    texts_by = listed or (of_model,)
+    table = scoring.tables(clip, images, base, test.new, texts_by, 0.0, config.batch_size)
     return Evaluation(
         run=None,
         data=str(config.data),
@@ -126,6 +147,7 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
         notes=test.notes,
         skipped=tuple(images.skipped),
         model=model,
+        templates=texts_by,
     )
 
 
@@ -138,7 +160,13 @@ def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:
 
 
 def _score(
-    clip: Clip, run: Run, images: ImageStore, new: Sequence[str], config: EvaluateConfig, progress: Progress
+    clip: Clip,
+    run: Run,
+    images: ImageStore,
+    new: Sequence[str],
+    asked: Templates,
+    config: EvaluateConfig,
+    progress: Progress,
 ) -> dict[float, Tables]:
     """The tables of every α, zero-shot's first; leaves the CLIP at the last."""
     pretrained = clip.snapshot()
@@ -147,7 +175,7 @@ def _score(
     for alpha in sorted({0.0, *(config.alphas if config.alphas is not None else (run.alpha,))}):
         progress.say(f"evaluating at α = {alpha:g}")
         clip.load_state(interpolate(pretrained, finetuned, alpha))
-        tables[alpha] = scoring.tables(clip, images, run.base, new, run.template, alpha, config.batch_size)
+        tables[alpha] = scoring.tables(clip, images, run.base, new, asked, alpha, config.batch_size)
     return tables
 
 
@@ -166,7 +194,11 @@ def _on_losses(rows: Sequence[AlphaResult], chosen: float) -> list[str]:
 
 def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: Path | None) -> Evaluation:
     """Store the evaluation in the run; where that cannot be, a note says so."""
-    folder = run.path / evaluations.FOLDER / evaluations.name_of(data, measured.held_out)
+    folder = (
+        run.path
+        / evaluations.FOLDER
+        / evaluations.name_of(data, measured.held_out, measured.templates == run.templates)
+    )
     document = measured.as_json()
     for of_this_machine in ("run", "model", "kept"):
         del document[of_this_machine]

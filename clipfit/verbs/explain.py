@@ -58,6 +58,7 @@ class Explanation:
     grid: tuple[int, int]  # rows and columns of patches
     likeness: torch.Tensor
     edits: Edits | None  # of runs that edit patch tokens
+    others: int = 0  # templates beside the first: a class's text is the mean of all
 
     @property
     def best(self) -> int:
@@ -65,7 +66,7 @@ class Explanation:
         return max(range(len(self.classes)), key=self.probabilities.__getitem__)
 
     def text_of(self, index: int) -> str:
-        """What the model reads for a class."""
+        """What the model reads for a class, by the first template."""
         return prompts([self.classes[index]], self.template)[0]
 
     def as_json(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def explain(
     listed = read_new_classes(config.new_classes) if config.new_classes else ()
     names = [*run.base, *excluding(listed, run.base)]
     model = loading.rebuild(run.source, run.state(alpha), run.additions)
-    texts = scoring.texts(model, names, run.template)
+    texts = scoring.texts(model, names, run.templates)
     pictures: list[str] = []
     predictions: list[dict[str, Any]] = []
     with building(output, True, progress.say) as folder:
@@ -157,7 +158,8 @@ def _explained(model: Clip, path: Path, names: list[str], texts: Texts, asked: A
         photo=photo,
         view=view_of(run.source, *photo.size),
         classes=tuple(names),
-        template=run.template,
+        template=run.templates[0],
+        others=len(run.templates) - 1,
         probabilities=tuple(probabilities.tolist()),
         grid=model.patch_tower.grid,
         likeness=patches.cpu(),

@@ -131,6 +131,7 @@ class Job:
         c, p = self.config, self.predictor
         return {
             "weights": p.origin.digest, "alpha": p.alpha, "template": p.template, "grey_bits": p.grey_bits,
+            "templates": list(p.templates) if len(p.templates) > 1 else None,
             "classes": list(self.candidates.names), "temperature": self.candidates.temperature,
             "top": c.top, "abstain_below": c.abstain_below, "batch_size": c.batch_size, "column": c.column,
             "inputs": [valid(str(p)) for p in c.inputs], "embeddings": valid(str(c.embeddings)),
@@ -352,8 +353,9 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     file = config.classes or config.add_classes
     listed = read_new_classes(file) if file else ()  # before anything takes long
     found = predictor.load(
-        model, pretrained=config.pretrained, alpha=config.alpha, template=config.template, device=config.device
-    )
+        model, pretrained=config.pretrained, alpha=config.alpha, template=config.template,
+        templates=config.templates, device=config.device,
+    )  # fmt: skip
     own = () if config.classes else found.classes
     found = found.among((*own, *excluding(listed, own)))
     for note in found.origin.run.notes if found.origin.run else ():

@@ -25,6 +25,7 @@ from clipfit import predictor
 from clipfit.config.predict import PredictConfig
 from clipfit.data.stream import Input, Inputs
 from clipfit.errors import ClipfitError, ModelError, UsageError, first_line
+from clipfit.prompts import Templates
 
 if TYPE_CHECKING:
     from clipfit.verbs.predict import Job, Judged
@@ -44,7 +45,7 @@ class Recipe:
     model: str
     pretrained: str | None
     alpha: float | None
-    template: str
+    templates: Templates
     classes: tuple[str, ...]
     digest: str
 
@@ -55,7 +56,7 @@ class Recipe:
         folder = predictor.folder_of(Path(made.origin.name) if made.origin.run else made.origin.name)
         alpha = made.alpha if made.origin.run else None
         model = str(folder.absolute()) if folder else made.origin.name
-        return cls(replace(config, html=None), model, config.pretrained, alpha, made.template, job.candidates.names,
+        return cls(replace(config, html=None), model, config.pretrained, alpha, made.templates, job.candidates.names,
                    made.origin.digest)  # fmt: skip
 
     def job(self) -> Job:
@@ -63,7 +64,7 @@ class Recipe:
         from clipfit.verbs.predict import Job
 
         made = predictor.load(
-            self.model, pretrained=self.pretrained, alpha=self.alpha, classes=self.classes, template=self.template,
+            self.model, pretrained=self.pretrained, alpha=self.alpha, classes=self.classes, templates=self.templates,
             device=self.config.device,
         )  # fmt: skip
         if made.origin.digest != self.digest:
