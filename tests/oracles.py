@@ -121,3 +121,31 @@ def edited_features(model: Any, images: Tensor, tokens: Tensor, settings: EditSe
         patches = edited(v[:, 1:], z, a, settings.tail_strength, settings.head_ratio, settings.tail_ratio)
         v = block(torch.cat([v[:, :1], patches], 1))
     return F.normalize(model.visual.ln_post(v[:, 0]) @ model.visual.proj, dim=1)
+
+
+def certain(logits: Tensor, temperature: float) -> list[float]:
+    """The probability of what each image is taken for."""
+    return [
+        max(math.exp(x / temperature) for x in row) / sum(math.exp(x / temperature) for x in row)
+        for row in logits.double().tolist()
+    ]
+
+
+def calibration_error(confidence: Sequence[float], right: Sequence[bool], bins: int) -> float:
+    """ECE, bin by bin; a probability on an edge belongs to the bin below."""
+    total = 0.0
+    for b in range(bins):
+        own = [i for i, p in enumerate(confidence) if b / bins < p <= (b + 1) / bins]
+        if own:
+            mean = sum(confidence[i] for i in own) / len(own)
+            total += len(own) / len(right) * abs(sum(right[i] for i in own) / len(own) - mean)
+    return total
+
+
+def accuracy_of_most_certain(confidence: Sequence[float], right: Sequence[bool], k: int) -> float:
+    """The mean over all ways to take the k most certain: image by image, the chance that it is among them."""
+    found = 0.0
+    for p, hit in zip(confidence, right, strict=True):
+        before, alike = sum(q > p for q in confidence), sum(q == p for q in confidence)
+        found += hit * min(max((k - before) / alike, 0), 1)
+    return found / k

@@ -11,6 +11,7 @@ import rich.console
 
 from clipfit.measure.figures import AlphaResult
 from clipfit.measure.metrics import Accuracy, Difference
+from clipfit.measure.reliability import Certainty, Covered
 from clipfit.report.evaluation import show
 from clipfit.verbs.evaluate import Evaluation
 
@@ -82,6 +83,19 @@ def test_accuracy_over_classes_stands_below_where_they_are_unbalanced():
         ["macro", "50.0%", "50.0%", "50.0%"],
         ["macro", "0.0%", "100.0%", "100.0%"],
     ]
+
+
+def test_what_probabilities_are_worth_stands_below_within_80_columns():
+    covered = tuple(Covered(share, 1000, 1.0, 0.5) for share in (1.0, 0.9, 0.75))
+    certain = dict.fromkeys(("base", "new", "union"), Certainty(1.0, 2.5, True, 0.999, 0.1, covered))
+    plain = evaluation()
+    assert not any("90%  75%" in line for line in shown(plain))
+    lines = shown(replace(plain, rows=tuple(replace(row, certainty=certain) for row in plain.rows)))
+    assert max(len(line) for line in lines) <= 80
+    table = between(lines, "α            90%", "*")
+    assert len(table) == 2 + 11
+    assert {tuple(line.split()[-12:]) for line in table[2:]} == {("100", "100", "100", "99.9*") * 3}
+    assert "* at the temperature that adapt found" in lines
 
 
 def test_names_are_read_and_never_obeyed():

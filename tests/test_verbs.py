@@ -158,7 +158,12 @@ def test_the_keys_that_scripts_rely_on(cli, split_run):
         }  # fmt: skip
         for part in ("base", "new", "union"):
             assert 0 <= row[part]["accuracy"] <= 1
-            assert set(row[part]) == {"accuracy", "n", "low", "high", "macro", "per_class"}
+            assert set(row[part]) == {
+                "accuracy", "n", "low", "high", "macro", "per_class", "top5", "temperature", "calibrated",
+                "calibration_error", "calibration_error_by_chance", "coverage",
+            }  # fmt: skip
+            assert [set(c) for c in row[part]["coverage"]] == [{"coverage", "n", "accuracy", "least_probability"}] * 3
+            assert row[part]["coverage"][0]["accuracy"] == row[part]["accuracy"]
             assert row[part]["low"] <= row[part]["accuracy"] <= row[part]["high"]
             difference = row["against_zero_shot"][part]
             assert set(difference) == {"difference", "low", "high", "mcnemar_p"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from clipfit.measure.calibration import Temperature
 from clipfit.measure.metrics import Accuracy, Difference, harmonic_mean
 from clipfit.measure.predictions import Predictions
+from clipfit.measure.reliability import Certainty, certainty
 
 PARTS = ("base", "new", "union")
 # of one model: "union" always; "base" and "new" where they do not follow from it (see scoring.tables)
@@ -20,6 +22,7 @@ class AlphaResult:
 
     agreement: the share of all images on which the union's prediction is that of zero-shot; needs no labels.
     against_zero_shot: part → accuracy minus that of zero-shot, of the parts that were measured.
+    certainty: part → what its probabilities are worth, likewise.
     """
 
     alpha: float
@@ -28,6 +31,7 @@ class AlphaResult:
     union: Accuracy | None
     agreement: float
     against_zero_shot: Mapping[str, Difference]
+    certainty: Mapping[str, Certainty] = field(default_factory=dict)
 
     @property
     def harmonic_mean(self) -> float | None:
@@ -37,10 +41,10 @@ class AlphaResult:
         """One row of `evaluate --json`."""
         return {
             "alpha": self.alpha,
-            "base": self.base.as_json() if self.base else None,
-            "new": self.new.as_json() if self.new else None,
+            "base": self._part("base", self.base),
+            "new": self._part("new", self.new),
             "harmonic_mean": self.harmonic_mean,
-            "union": self.union.as_json() if self.union else None,
+            "union": self._part("union", self.union),
             "agreement_with_zero_shot": self.agreement,
             "against_zero_shot": {
                 part: asdict(self.against_zero_shot[part]) if part in self.against_zero_shot else None
@@ -48,9 +52,24 @@ class AlphaResult:
             },
         }  # fmt: skip
 
+    def _part(self, part: str, accuracy: Accuracy | None) -> dict[str, Any] | None:
+        if accuracy is None:
+            return None
+        return {**accuracy.as_json(), **(self.certainty[part].as_json() if part in self.certainty else {})}
 
-def figures(model: Tables, zero_shot: Tables, base: Sequence[str], new: Sequence[str]) -> AlphaResult:
-    """What the tables of a model say, beside those of zero-shot CLIP for the same images."""
+
+def figures(
+    model: Tables,
+    zero_shot: Tables,
+    base: Sequence[str],
+    new: Sequence[str],
+    temperature: Temperature | None = None,
+) -> AlphaResult:
+    """What the tables of a model say, beside those of zero-shot CLIP for the same images.
+
+    Args:
+        temperature: of the run, for the table that it holds for.
+    """
     parts, reference = _parts(model, base, new), _parts(zero_shot, base, new)
     accuracies = {part: table.accuracy() for part, table in parts.items()}
     return AlphaResult(
@@ -60,6 +79,7 @@ def figures(model: Tables, zero_shot: Tables, base: Sequence[str], new: Sequence
         accuracies.get("union"),
         model["union"].agreement_with(zero_shot["union"]),
         {part: _difference(table, reference[part]) for part, table in parts.items()},
+        {part: certainty(table, temperature) for part, table in parts.items()},
     )
 
 

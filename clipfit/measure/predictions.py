@@ -64,6 +64,22 @@ class Predictions:
         """Of the images whose label is known. Raises ValueError where there are none."""
         return accuracy(*self._judged())
 
+    def top_accuracy(self, k: int) -> float:
+        """The share whose label is among the k best names, the first of equals; of the images whose label is known.
+
+        Raises:
+            ValueError: there are none.
+        """
+        best = self.logits.argsort(dim=1, descending=True, stable=True)[:, :k].tolist()
+        found = [
+            any(self.candidates[c] == label for c in row)
+            for row, label in zip(best, self.labels, strict=True)
+            if label is not None
+        ]
+        if not found:
+            raise ValueError("there is no accuracy of no images")
+        return sum(found) / len(found)
+
     def confusion(self) -> dict[tuple[str, str], int]:
         """(label, what it was taken for) → images, of those whose label is known."""
         return dict(confusion(*self._judged()))

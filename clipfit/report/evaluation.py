@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import rich.box
 import rich.console
 from rich.table import Table
@@ -9,6 +11,7 @@ from rich.text import Text
 
 from clipfit.measure.figures import PARTS, AlphaResult
 from clipfit.measure.metrics import Accuracy, Difference
+from clipfit.measure.reliability import Certainty
 from clipfit.text import printable
 from clipfit.verbs.evaluate import Evaluation
 
@@ -17,6 +20,7 @@ def show(out: rich.console.Console, result: Evaluation, per_class: bool) -> None
     """Tables and notes of one evaluation."""
     _line(out, _title(result))
     out.print(_table(result))
+    _show_certainty(out, result.rows)
     if per_class:
         _line(out, "accuracy by class, %; base classes among base classes, new ones among new ones")
         out.print(_class_table(result))
@@ -93,6 +97,30 @@ def _points(difference: float) -> str:
     """Percentage points with their sign; no zero has one."""
     points = f"{100 * difference:+.1f}"
     return points[1:] if points[1:] == "0.0" else points.replace("-", "−")
+
+
+def _show_certainty(out: rich.console.Console, rows: Sequence[AlphaResult]) -> None:
+    """What the probabilities are worth: a line an α, all within 80 columns."""
+    if not rows[0].certainty:
+        return
+    table = _empty_table()
+    table.add_column("α", no_wrap=True)
+    for part in PARTS:
+        table.add_column(f"{part}\n90%  75%  top5   ECE", no_wrap=True)
+    for row in rows:
+        cells = [_certain(row.certainty[part]) if part in row.certainty else "–" for part in PARTS]
+        table.add_row("0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}", *cells)
+    _line(out, "in %: right of the most certain 90% and 75% (100%: above), top-5, calibration")
+    out.print(table)
+    if any(c.calibrated for row in rows for c in row.certainty.values()):
+        _line(out, "* at the temperature that adapt found")
+
+
+def _certain(certainty: Certainty) -> str:
+    _, *covered = certainty.coverage
+    shares = "  ".join(f"{100 * c.accuracy:3.0f}" for c in covered)
+    top5 = " –" if certainty.top5 is None else f"{100 * certainty.top5:4.0f}"
+    return f"{shares}  {top5:4}  {100 * certainty.calibration_error:4.1f}{'*' if certainty.calibrated else ''}"
 
 
 def _class_table(result: Evaluation) -> Table:

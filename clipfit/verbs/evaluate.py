@@ -13,6 +13,7 @@ from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, guard, held_out, scoring
+from clipfit.measure.calibration import temperature_of
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
 from clipfit.model import devices, loading, templates
 from clipfit.model.clip import Clip
@@ -81,6 +82,7 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     run = open_run(config.run)
     asked = _asked(run, config)
     test = held_out.assemble(run, config)
+    temperature = temperature_of(run)
     clip = _zero_shot(run, config, progress)
     progress.say(f"decoding {len(test.samples)} images")
     images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits)
@@ -88,7 +90,7 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
 
     tables = _score(clip, run, images, test.new, asked, config, progress)
-    rows = tuple(figures(stored, tables[0.0], run.base, test.new) for stored in tables.values())
+    rows = tuple(figures(stored, tables[0.0], run.base, test.new, temperature) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
         data=str(config.data or run.record.shots),
