@@ -84,9 +84,8 @@ def episodes_config(values: Mapping[str, Any]) -> EpisodesConfig:
 def require_of_one_kind(values: Mapping[str, Any], per_class: bool = False) -> None:
     """Raises UsageError for what would be ignored: an option of episodes without them, or the other way round."""
     if "episodes" in values:
-        names = [key for key in ("run", "new_classes", "fail_if_worse", "require") if key in values] + [
-            "per_class"
-        ] * per_class
+        names = [key for key in values if key in OF_RUNS and key not in declared_by(EpisodesConfig)]
+        names += ["per_class"] * per_class
         why = "--episodes adapts anew in each"
     else:
         names = [key for key in OF_EPISODES if key in values]

@@ -31,6 +31,10 @@ class EvaluateConfig(Checked):
     require: tuple[str, ...] = option(
         (), "PART:LEAST: exit code 5 where the accuracy of base, new, union or hm is less (base:0.85,new:0.6)."
     )
+    retain: tuple[Path, ...] = option(
+        (), "Other labelled images: before and after, each within its own classes; may be repeated."
+    )
+    drift: Path | None = option(None, "Unlabelled images, a folder or a list: how far their similarities moved.")
     skip_bad_images: bool = shared.skip_bad_images()
     batch_size: int = option(128, "Images a forward pass.", low=1)
     cache_bytes: int = shared.cache_bytes("images")
@@ -51,6 +55,8 @@ class EvaluateConfig(Checked):
         for name, given in (("the run", self.run), ("--alphas", self.alphas)):
             if given is not None:
                 raise UsageError(f"--model measures zero-shot CLIP, without a run or its ratios: leave {name} out.")
+        if self.retain or self.drift is not None:
+            raise UsageError("--retain and --drift compare with zero-shot CLIP, which --model is: leave them out.")
         if self.fail_if_worse:
             raise UsageError("--fail-if-worse compares a run with zero-shot CLIP, which --model is: leave it out.")
         if self.data is None:

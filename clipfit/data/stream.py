@@ -144,6 +144,11 @@ def is_no_input(place: Path) -> bool:
     return not (named or glob.has_magic(str(place)) or os.path.lexists(place))
 
 
+def is_passing(place: Path) -> bool:
+    """Whether a place is gone through once, in its order: stdin, an archive."""
+    return place == STDIN or (_is_archive(place) and not place.is_dir())
+
+
 def _has_magic(place: Path) -> bool:
     """Whether it is a pattern; a file that is really called so is itself."""
     return glob.has_magic(str(place)) and not os.path.lexists(place)

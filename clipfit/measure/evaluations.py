@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ def name_of(data: Path | None, held_out: bool, own_templates: bool = True) -> st
     return (f"{name or 'data'}-data" if name in ("", HELD_OUT, ON_SHOTS) else name) + beside
 
 
-def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tables]) -> None:
+def write(
+    target: Path,
+    document: Mapping[str, Any],
+    tables: Mapping[float, Tables],
+    retained: Sequence[Mapping[float, Predictions]] = (),
+) -> None:
     """Write an evaluation, in place of one that is there; complete or not at all.
 
     Args:
         document: what `evaluate --json` says; each row is given `tables`, the files that its figures follow from.
-        tables: by α.
+        tables: by α. retained: by α too, those of each place that the document has under `retain`.
 
     Raises:
         OutputError: the place cannot be written. UsageError: another process writes it.
@@ -49,7 +54,19 @@ def write(target: Path, document: Mapping[str, Any], tables: Mapping[float, Tabl
             for part, table in stored.items():
                 table.save(folder / names[part])
             rows.append({**row, "tables": names})
-        files.write_json(folder / DOCUMENT, {**document, "alphas": rows})
+        others = [_retained(folder, k, entry, retained[k - 1]) for k, entry in enumerate(document.get("retain", ()), 1)]
+        files.write_json(folder / DOCUMENT, {**document, "alphas": rows, "retain": others})
+
+
+def _retained(
+    folder: Path, number: int, entry: Mapping[str, Any], tables: Mapping[float, Predictions]
+) -> dict[str, Any]:
+    rows = []
+    for row in entry["alphas"]:
+        name = f"retain-{number}-{_file_of(row['alpha'], 'union')}"
+        tables[row["alpha"]].save(folder / name)
+        rows.append({**row, "tables": {"union": name}})
+    return {**entry, "alphas": rows}
 
 
 def _file_of(alpha: float, part: str) -> str:
@@ -74,7 +91,14 @@ class StoredEvaluation:
         Raises:
             KeyError: this α was not measured. ModelError: a file is missing or not as it was written.
         """
-        names = {row["alpha"]: row["tables"] for row in self.document["alphas"]}[alpha]
+        return self._tables(self.document["alphas"], alpha)
+
+    def retained(self, number: int, alpha: float) -> Predictions:
+        """The table of one α of a place under `retain`, the first of which is 0. Raises as `tables`."""
+        return self._tables(self.document["retain"][number]["alphas"], alpha)["union"]
+
+    def _tables(self, rows: Sequence[Mapping[str, Any]], alpha: float) -> Tables:
+        names = {row["alpha"]: row["tables"] for row in rows}[alpha]
         return {part: Predictions.load(_proven(self.folder / name)) for part, name in names.items()}
 
 

@@ -12,7 +12,8 @@ from clipfit.data.copies import Known, first_of_each, identify
 from clipfit.data.images import content_hash
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes, shortened, some
-from clipfit.errors import DataError
+from clipfit.data.stream import Inputs, is_no_input, is_passing
+from clipfit.errors import DataError, UsageError
 from clipfit.prompts import excluding, key_of
 from clipfit.runs.run import Run
 
@@ -92,6 +93,60 @@ def unadapted(config: EvaluateConfig) -> tuple[tuple[str, ...], TestSet]:
     base = tuple(excluding((name for name in names if name in present), listed))
     notes = _left_out(shots=0, copies_of_shots=0, copies=len(samples) - len(distinct))
     return base, TestSet(tuple(samples[k] for k in distinct), listed, True, (*found.notes, *notes))
+
+
+@dataclass(frozen=True)
+class OtherSet:
+    """Images of another place, none of them a shot, and its classes; unread: rows of a list that have no image."""
+
+    samples: tuple[Sample, ...]
+    classes: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def labelled(run: Run, place: Path) -> OtherSet:
+    """All classes of another labelled place, those among them that the run was trained on in its spelling.
+
+    Raises:
+        DataError: nothing is there but shots, or one class alone.
+    """
+    found = layout.read(place)
+    names = _names(run, found, (), own_names=False)
+    present = {sample.label for sample in (found.train if found.test is None else found.test)}
+    classes = tuple(dict.fromkeys(name for own, name in names.items() if own in present))
+    if len(classes) < 2:
+        raise DataError(f"{place} has one class alone, {some(classes)}: expected two or more to tell apart.")
+    samples, notes = _candidates(run, found, place, own=False)
+    called = tuple(_called(sample, names) for sample in samples)
+    return OtherSet(called, classes, notes=tuple(f"{place}: {note}" for note in (*found.notes, *notes)))
+
+
+def unlabelled(run: Run, place: Path, skip_bad: bool) -> OtherSet:
+    """The images of a folder, of a list or of a pattern, or one image, without labels.
+
+    Raises:
+        DataError: nothing is there but shots; a list cannot be read, or has a row without a path (unless such are
+            skipped). UsageError: an archive, or stdin.
+    """
+    if is_no_input(place):
+        raise DataError(f"there is no {place}: expected a folder of images, a list of their paths, or one image.")
+    if is_passing(place):
+        raise UsageError(f"{place} can be read but once, and is measured at every α: unpack it, or give a list.")
+    inputs = Inputs([place])
+    inputs.require_lists()
+    images = list(inputs)
+    wrong = [image.error for image in images if image.error is not None]
+    if wrong and not skip_bad:
+        raise DataError(f"{wrong[0].rstrip('.')}: put it right or pass --skip-bad-images.")
+    found = tuple(Sample(image.path, image.name, "") for image in images if image.path is not None)
+    if not found:
+        raise DataError(f"{place} holds no image.")
+    samples, notes = _candidates(run, LabelledImages(found, None, {}), place, own=False)
+    if inputs.left_out:
+        notes.append(f"{inputs.left_out} files that are not called as images are were left out")
+    unread = tuple(image.name for image in images if image.error is not None)
+    return OtherSet(tuple(samples), unread=unread, notes=tuple(f"{place}: {note}" for note in notes))
 
 
 def _read(run: Run, config: EvaluateConfig, place: Path, own: bool) -> LabelledImages:

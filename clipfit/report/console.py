@@ -15,7 +15,7 @@ from rich.table import Table
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.metrics import Estimate
-from clipfit.report import evaluation
+from clipfit.report import evaluation, forgetting
 from clipfit.report.pace import Pace
 from clipfit.text import printable
 from clipfit.verbs.adapt import AdaptResult
@@ -110,6 +110,7 @@ class Console:
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
         evaluation.show(self._out, result, per_class)
+        forgetting.show(self._out, result)
 
     def compared(self, report: EpisodeReport) -> None:
         """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""

@@ -18,19 +18,20 @@ from clipfit.verbs.evaluate import Evaluation
 
 def show(out: rich.console.Console, result: Evaluation, per_class: bool) -> None:
     """Tables and notes of one evaluation."""
-    _line(out, _title(result))
+    line(out, _title(result))
     out.print(_table(result))
     _show_certainty(out, result.rows)
     if per_class:
-        _line(out, "accuracy by class, %; base classes among base classes, new ones among new ones")
+        line(out, "accuracy by class, %; base classes among base classes, new ones among new ones")
         out.print(_class_table(result))
     for note in result.notes:
-        _line(out, f"note: {note}")
+        line(out, f"note: {note}")
     if result.skipped:
-        _line(out, f"note: {len(result.skipped)} unreadable images were skipped")
+        line(out, f"note: {len(result.skipped)} unreadable images were skipped")
 
 
-def _line(out: rich.console.Console, text: str) -> None:
+def line(out: rich.console.Console, text: str) -> None:
+    """A line of text, as it is."""
     out.print(printable(text), markup=False, soft_wrap=True)
 
 
@@ -44,7 +45,7 @@ def _title(result: Evaluation) -> str:
 
 def _table(result: Evaluation) -> Table:
     """Three lines an α: accuracies with their intervals, the paired difference to zero-shot, and its interval."""
-    table = _empty_table()
+    table = empty_table()
     first = result.rows[0]
     counts = {"base": len(result.base_classes), "new": len(result.new_classes)}
     table.add_column("α", no_wrap=True)
@@ -57,7 +58,7 @@ def _table(result: Evaluation) -> Table:
     for row in result.rows:
         table.add_row(
             "0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}",
-            *(_share(getattr(row, part)) for part in PARTS),
+            *(share(getattr(row, part)) for part in PARTS),
             "–" if row.harmonic_mean is None else f"{row.harmonic_mean:.1%}",
             "" if row.alpha == 0 else f"{row.agreement:.1%}",
         )
@@ -75,25 +76,26 @@ def _below(row: AlphaResult, zero_shot: AlphaResult) -> list[list[str]]:
     if row.alpha > 0:
         found = [row.against_zero_shot.get(part) for part in PARTS]
         mean, before = row.harmonic_mean, zero_shot.harmonic_mean
-        gain = "" if mean is None or before is None else f"{_points(mean - before)} "
-        lines.append(["− zero-shot", *(_judged(d) if d else "" for d in found), gain])
-        lines.append(["  95%", *(f"[{_points(d.low)} {_points(d.high)}]" if d else "" for d in found)])
+        gain = "" if mean is None or before is None else f"{points(mean - before)} "
+        lines.append(["− zero-shot", *(judged(d) if d else "" for d in found), gain])
+        lines.append(["  95%", *(f"[{points(d.low)} {points(d.high)}]" if d else "" for d in found)])
     return lines
 
 
-def _share(accuracy: Accuracy | None) -> str:
+def share(accuracy: Accuracy | None) -> str:
+    """In percent, with its interval."""
     if accuracy is None:
         return "–"
     low, high = accuracy.interval
     return f"{accuracy.value:6.1%} [{100 * low:.0f}–{100 * high:.0f}]"
 
 
-def _judged(difference: Difference) -> str:
+def judged(difference: Difference) -> str:
     """The difference, and the word for it where its interval bears one out."""
-    return f"{_points(difference.difference):>5} {difference.verdict}".rstrip()
+    return f"{points(difference.difference):>5} {difference.verdict}".rstrip()
 
 
-def _points(difference: float) -> str:
+def points(difference: float) -> str:
     """Percentage points with their sign; no zero has one."""
     points = f"{100 * difference:+.1f}"
     return points[1:] if points[1:] == "0.0" else points.replace("-", "−")
@@ -103,17 +105,17 @@ def _show_certainty(out: rich.console.Console, rows: Sequence[AlphaResult]) -> N
     """What the probabilities are worth: a line an α, all within 80 columns."""
     if not rows[0].certainty:
         return
-    table = _empty_table()
+    table = empty_table()
     table.add_column("α", no_wrap=True)
     for part in PARTS:
         table.add_column(f"{part}\n90%  75%  top5   ECE", no_wrap=True)
     for row in rows:
         cells = [_certain(row.certainty[part]) if part in row.certainty else "–" for part in PARTS]
         table.add_row("0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}", *cells)
-    _line(out, "in %: right of the most certain 90% and 75% (100%: above), top-5, calibration")
+    line(out, "in %: right of the most certain 90% and 75% (100%: above), top-5, calibration")
     out.print(table)
     if any(c.calibrated for row in rows for c in row.certainty.values()):
-        _line(out, "* at the temperature that adapt found")
+        line(out, "* at the temperature that adapt found")
 
 
 def _certain(certainty: Certainty) -> str:
@@ -124,7 +126,7 @@ def _certain(certainty: Certainty) -> str:
 
 
 def _class_table(result: Evaluation) -> Table:
-    table = _empty_table()
+    table = empty_table()
     table.add_column("class", overflow="fold", min_width=16)
     for row in result.rows:
         table.add_column(f"{row.alpha:g}", justify="right", no_wrap=True)
@@ -138,5 +140,6 @@ def _class_table(result: Evaluation) -> Table:
     return table
 
 
-def _empty_table() -> Table:
+def empty_table() -> Table:
+    """Without columns yet."""
     return Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)

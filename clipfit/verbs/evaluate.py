@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 from clipfit.config import EvaluateConfig, Recipe
 from clipfit.data.images import ImageStore, grey_bits
+from clipfit.data.layout import Sample
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import evaluations, guard, held_out, scoring
 from clipfit.measure.calibration import temperature_of
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
+from clipfit.measure.forgetting import Drift, Elsewhere, Retained
 from clipfit.model import devices, loading, templates
 from clipfit.model.clip import Clip
 from clipfit.prompts import Templates
@@ -42,6 +45,8 @@ class Evaluation:
     kept: Path | None = None
     model: str | None = None
     templates: tuple[str, ...] = ()
+    retain: tuple[Retained, ...] = ()
+    drift: Drift | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document of `evaluate --json`."""
@@ -56,6 +61,8 @@ class Evaluation:
             "new_classes": list(self.new_classes),
             "templates": list(self.templates),
             "alphas": [row.as_json() for row in self.rows],
+            "retain": [place.as_json() for place in self.retain],
+            "drift": self.drift.as_json() if self.drift else None,
             "notes": list(self.notes),
             "skipped": list(self.skipped),
             "kept": str(self.kept) if self.kept else None,
@@ -82,14 +89,12 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     run = open_run(config.run)
     asked = _asked(run, config)
     test = held_out.assemble(run, config)
-    temperature = temperature_of(run)
+    elsewhere, temperature = Elsewhere(run, config), temperature_of(run)
     clip = _zero_shot(run, config, progress)
-    progress.say(f"decoding {len(test.samples)} images")
-    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits)
-    if not len(images):
-        raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
-
-    tables = _score(clip, run, images, test.new, asked, config, progress)
+    decoded = functools.partial(_decoded, run=run, clip=clip, config=config, progress=progress)
+    images = decoded(test.samples)
+    elsewhere.decode(decoded, (*run.base, *test.new))
+    tables = _score(clip, run, images, test.new, asked, elsewhere, config, progress)
     rows = tuple(figures(stored, tables[0.0], run.base, test.new, temperature) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
@@ -100,12 +105,22 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
         base_classes=run.base,
         new_classes=test.new,
         rows=rows,
-        notes=(*test.notes, *_on_templates(run, asked), *_on_losses(rows, run.alpha)),
+        notes=(*test.notes, *elsewhere.notes, *_on_templates(run, asked), *_on_losses(rows, run.alpha)),
         skipped=tuple(images.skipped),
         model=run.source.model,
         templates=asked,
+        retain=elsewhere.retained(),
+        drift=elsewhere.drift(),
     )
-    return _kept(measured, tables, run, config.data)
+    return _kept(measured, tables, elsewhere, run, config.data)
+
+
+def _decoded(samples: Sequence[Sample], run: Run, clip: Clip, config: EvaluateConfig, progress: Progress) -> ImageStore:
+    progress.say(f"decoding {len(samples)} images")
+    images = ImageStore(samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits)
+    if not len(images):
+        raise DataError(f"no readable image is left of the {len(samples)} to evaluate on: replace broken images.")
+    return images
 
 
 def _asked(run: Run, config: EvaluateConfig) -> Templates:
@@ -167,10 +182,11 @@ def _score(
     images: ImageStore,
     new: Sequence[str],
     asked: Templates,
+    elsewhere: Elsewhere,
     config: EvaluateConfig,
     progress: Progress,
 ) -> dict[float, Tables]:
-    """The tables of every α, zero-shot's first; leaves the CLIP at the last."""
+    """The tables of every α, zero-shot's first; has a look elsewhere at each, and leaves the CLIP at the last."""
     pretrained = clip.snapshot()
     finetuned = {name: tensor.to(clip.device) for name, tensor in run.finetuned().items()}
     tables = {}
@@ -178,6 +194,7 @@ def _score(
         progress.say(f"evaluating at α = {alpha:g}")
         clip.load_state(interpolate(pretrained, finetuned, alpha))
         tables[alpha] = scoring.tables(clip, images, run.base, new, asked, alpha, config.batch_size)
+        elsewhere.look(clip, asked, alpha, config.batch_size)
     return tables
 
 
@@ -194,7 +211,9 @@ def _on_losses(rows: Sequence[AlphaResult], chosen: float) -> list[str]:
     return [f"at α = {row.alpha:g}, fewer images are right in {where} than by zero-shot: {named}{more}"]
 
 
-def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: Path | None) -> Evaluation:
+def _kept(
+    measured: Evaluation, tables: Mapping[float, Tables], elsewhere: Elsewhere, run: Run, data: Path | None
+) -> Evaluation:
     """Store the evaluation in the run; where that cannot be, a note says so."""
     folder = (
         run.path
@@ -207,9 +226,12 @@ def _kept(measured: Evaluation, tables: Mapping[float, Tables], run: Run, data: 
     place = data or run.place("shots")
     document["data"] = folder.name
     document["notes"] = [note.replace(str(place), folder.name) for note in measured.notes]
+    for entry in filter(None, [*document["retain"], document["drift"]]):
+        here, entry["data"] = entry["data"], Path(entry["data"]).name
+        document["notes"] = [note.replace(f"{here}: ", f"{entry['data']}: ") for note in document["notes"]]
     try:
         run.require_unchanged()
-        evaluations.write(folder, document, tables)
+        evaluations.write(folder, document, tables, elsewhere.tables)
     except OutputError as error:
         return replace(measured, notes=(*measured.notes, f"the predictions were not kept: {error}"))
     except UsageError:
