@@ -103,6 +103,12 @@ def test_the_accuracy_as_measured_meets_its_bound_or_not():
         assert f"at α = 0.5, {part} is 0.85, below the 0.86 required" in said
 
 
+def test_the_harmonic_mean_of_two_equal_accuracies_meets_them():
+    made = AlphaResult(0.5, Accuracy(84, 100, {}), Accuracy(84, 100, {}), None, 1.0, {})
+    assert made.harmonic_mean < 0.84  # as floats have it
+    assert guard(made, made, require=("hm:0.84",)) == (0, "")
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["base", "base:", "base:85", "base:85%", "base:nan", "base:-0.1", "all:0.5", "base:0.5,base:0.6", "", ",", ":0.5"],

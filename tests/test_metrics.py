@@ -158,14 +158,17 @@ def test_wilsons_interval_covers_the_true_share(n, share):
 def test_few_images_show_no_difference_where_there_is_none(n, changed):
     """Exactly, over all counts: both models are equally good, and a share of images changes sides. Newcombe's interval
     alone would leave 0 out every other time at n = 2 where all change."""
-    covered = 0.0
+    covered = worse = 0.0
     for gained, lost in itertools.product(range(n + 1), repeat=2):
         if gained + lost <= n:
             same = (n - gained - lost + 1) // 2, (n - gained - lost) // 2
             found = paired(same[0], gained, lost, same[1])
             shares = [changed / 2, changed / 2, 1 - changed]
-            covered += multinomial.pmf([gained, lost, sum(same)], n, shares) * (found.low <= 0 <= found.high)
+            chance = multinomial.pmf([gained, lost, sum(same)], n, shares)
+            covered += chance * (found.low <= 0 <= found.high)
+            worse += chance * (found.verdict == "worse")
     assert covered >= 0.92
+    assert worse <= 0.04
 
 
 def test_the_interval_leaves_no_doubt_only_where_the_mid_p_test_has_none():

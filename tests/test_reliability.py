@@ -114,6 +114,16 @@ def test_whole_images_make_a_share():
     """0.9 of 10 and of 30 is 9 and 27, whatever floats say of the products; of what is no whole number the next."""
     for n, k in ((10, 9), (30, 27), (100, 90), (11, 10), (1, 1), (2, 2)):
         assert Reliability.of(random_table(n)).at(0.9).n == k
+    assert 0.55 * 100 > 55
+    assert Reliability.of(random_table(100)).at(0.55).n == 55
+
+
+def test_of_equally_certain_images_each_counts_as_its_part():
+    """Two certain ones, both right, and of five alike one: 6 of 7 are those two and 4/5 of that one."""
+    logits = torch.tensor([[9.0, 0.0]] * 2 + [[1.0, 0.0]] * 5)
+    found = Reliability.of(table(logits, [0, 0, 0, 1, 1, 1, 1]))
+    assert found.at(6 / 7).accuracy == pytest.approx((2 + 4 / 5) / 6)
+    assert [(c.n, c.accuracy) for c in found.curve()] == [(2, 1), (7, 3 / 7)]
 
 
 def test_the_most_certain_are_told_apart_where_float32_is_one():
