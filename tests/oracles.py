@@ -149,3 +149,40 @@ def accuracy_of_most_certain(confidence: Sequence[float], right: Sequence[bool],
         before, alike = sum(q > p for q in confidence), sum(q == p for q in confidence)
         found += hit * min(max((k - before) / alike, 0), 1)
     return found / k
+
+
+def pooled(folds, a, temperature):
+    """Image by image over all folds: whether it is named rightly, and the probability of its class."""
+    right, likely = [], []
+    for fold in folds:
+        for row, label in zip(fold.logits[a].double().tolist(), fold.labels.tolist(), strict=True):
+            weights = [math.exp(value / temperature) for value in row]
+            likely.append(weights[label] / sum(weights))
+            right.append(row.index(max(row)) == label)
+    return right, likely
+
+
+def chosen_ratio(curves, tolerance):
+    """The highest ratio at most so many standard errors below the best; gradients by differences."""
+    tables = [curve.likely.tolist() for curve in curves]
+
+    def score(means):
+        return len(means) / sum(1 / mean for mean in means)
+
+    means = [[sum(row) / len(row) for row in table] for table in tables]
+    at = [score(column) for column in zip(*means, strict=True)]
+    best = at.index(max(at))
+    found = []
+    for a, ratio in enumerate(curves[0].ratios):
+        variance = 0.0
+        for k, table in enumerate(tables):
+            column = [row[best] for row in means]
+            step = 1e-6
+            moved = [mean + step * (j == k) for j, mean in enumerate(column)]
+            slope = (score(moved) - score(column)) / step
+            gaps = [x - y for x, y in zip(table[best], table[a], strict=True)]
+            mean = sum(gaps) / len(gaps)
+            variance += slope**2 * sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps)
+        if at[best] - at[a] <= tolerance * math.sqrt(variance):
+            found.append(ratio)
+    return max(found)

@@ -130,7 +130,7 @@ def test_flat_keys_are_sorted_to_where_they_belong():
         ({"tuning": "lora", "lora_alpha": 0}, "lora_alpha must be above 0; found 0"),
         ({"method": "citee"}, r"did you mean cite\?"),
         ({"shots": None}, "shots must be given"),
-        ({"alpha": "auto"}, "alpha must be of type float; found 'auto'"),
+        ({"alpha": "best"}, "alpha must be a ratio between 0 and 1, or auto; found 'best'"),
         ({"model": 3}, "model must be of type str; found 3"),
         ({"save_every": 0}, "save_every must be at least 1; found 0"),
         ({"resume": True, "overwrite": True}, "--resume goes on with a run and --overwrite replaces it"),

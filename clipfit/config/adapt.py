@@ -10,22 +10,38 @@ from typing import Any
 from clipfit.config import shared
 from clipfit.config.lora import LoraSettings
 from clipfit.config.options import Checked, argument, option, settings
+from clipfit.config.parsing import parse_alpha
 from clipfit.config.recipe import Recipe
 from clipfit.errors import UsageError
 
 TUNINGS = ("full", "lora")
+GOALS = ("base", "new", "both")
 
 
 @dataclass(frozen=True)
 class AdaptConfig(Checked):
-    """Everything `adapt` is given. `recipe`, `method_options` and `lora` hold only what differs from the defaults."""
+    """Everything `adapt` is given. `recipe`, `method_options` and `lora` hold only what differs from the defaults.
+
+    alpha: None: chosen by the shots ("auto").
+    """
 
     shots: Path = argument("Folder of class folders (or {train,test}/<class>), manifest, or CoOp split.")
     method: str = option("cite", "What is optimised.")
     model: str = shared.model()
     _: KW_ONLY
     pretrained: str | None = shared.pretrained()
-    alpha: float = option(0.5, "Ensemble ratio: 0 = pre-trained, 1 = fine-tuned.", low=0, high=1)
+    alpha: float | None = option(
+        0.5, "Ensemble ratio: 0 = pre-trained, 1 = fine-tuned, auto = chosen on the val part or on folds of the shots.",
+        low=0, high=1, parse=parse_alpha,
+    )  # fmt: skip
+    goal: str | None = option(
+        None, "auto alpha: what counts, accuracy on the shots' classes, on others, or both (their harmonic mean).",
+        choices=GOALS, default_is="both, or base where there are fewer than 4 classes",
+    )  # fmt: skip
+    forecast: bool = option(
+        False,
+        "Say what accuracy to expect on images and classes not seen, from folds, as auto alpha does: 3 times the time.",
+    )
     output: Path | None = option(None, "Where the run goes.", default_is="runs/<folder>-<method>")
     overwrite: bool = option(False, "Replace a run that exists.")
     save_every: int | None = option(
@@ -56,6 +72,8 @@ class AdaptConfig(Checked):
         super().__post_init__()
         if self.resume and self.overwrite:
             raise UsageError("--resume goes on with a run and --overwrite replaces it: give one of them.")
+        if self.goal and self.alpha is not None:
+            raise UsageError(f"--goal {self.goal} belongs to --alpha auto: leave it out, or let α be chosen.")
         if self.tuning == "full" and any(value is not None for value in self.lora.values()):
             raise UsageError("rank, alpha and dropout of LoRA belong to --tuning lora, but the tuning is full.")
         Recipe().changed(self.recipe)  # so that a wrong setting is reported before a model is loaded

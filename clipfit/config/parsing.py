@@ -7,6 +7,14 @@ from collections.abc import Iterable
 BOUNDED = ("base", "new", "union", "hm")  # what `evaluate --require` takes a bound for; hm: the harmonic mean
 
 
+def parse_alpha(text: str) -> float | None:
+    """A ratio; None for "auto"."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError("a ratio between 0 and 1, or auto") from None
+
+
 def parse_alphas(text: str) -> tuple[float, ...]:
     """ "0:1:0.1" (first:last:step, the last included where a step meets it) or "0,0.5,1" → the ratios."""
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from PIL import Image
+
 from clipfit.config import AdaptConfig
 from clipfit.data import layout
-from clipfit.data.copies import Fingerprint, fingerprint
+from clipfit.data.copies import Fingerprint, Known, fingerprint, first_of_each, identify
 from clipfit.data.images import ImageStore, decode, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.data.shots import Selection, select
@@ -24,6 +27,7 @@ class ShotFiles:
     names: Mapping[str, str]  # folder → name of the base classes
     unreadable: tuple[str, ...]  # passed over in the draw
     notes: tuple[str, ...]  # sentences for the user
+    val: tuple[Sample, ...] = ()  # of the shots' classes, to choose α on
 
     @classmethod
     def of(cls, config: AdaptConfig) -> ShotFiles:
@@ -45,7 +49,8 @@ class ShotFiles:
         usable = readable if config.skip_bad_images else every
         selection = select(found, config.shots_per_class, config.seed, usable, config.balance)
         notes = (*found.notes, *selection.notes)
-        return cls(selection, found.names_of(selection.base), tuple(unreadable), notes)
+        val = tuple(sample for sample in found.val or () if sample.label in selection.base)
+        return cls(selection, found.names_of(selection.base), tuple(unreadable), notes, val)
 
     @property
     def counts(self) -> list[int]:
@@ -88,6 +93,22 @@ class Shots:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def unseen(
+        self, samples: Sequence[Sample], geometry: Callable[[Image.Image], torch.Tensor], config: AdaptConfig
+    ) -> ImageStore | None:
+        """Those of the samples that are no copies of shots, each once, cut to size; None where none is left.
+
+        Raises:
+            DataError: one cannot be read, unless such are skipped.
+        """
+        known = Known.of(self.lines())
+        identities = identify(samples, known, self.grey_bits)
+        others = [i for i, identity in enumerate(identities) if identity not in known]
+        distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
+        fresh = [samples[others[k]] for k in distinct]
+        store = ImageStore(fresh, config.cache_bytes, geometry, config.skip_bad_images, self.grey_bits)
+        return store if len(store) else None
 
     def lines(self) -> list[dict[str, Any]]:
         """What shots.jsonl says of each."""

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
+from clipfit.measure.forecast import Forecast
 from clipfit.measure.metrics import Estimate
 from clipfit.report import evaluation, forgetting
 from clipfit.report.pace import Pace
@@ -106,6 +107,8 @@ class Console:
         }
         for name, text in rows.items():
             self._line(f"{name:<14}{text}")
+        for k, text in enumerate(_expected(result.forecast) if result.forecast else []):
+            self._line(f"{'' if k else 'expect':<14}{text}")
 
     def evaluated(self, result: Evaluation, per_class: bool) -> None:
         """The table of `evaluate`: a row an α."""
@@ -150,6 +153,18 @@ class Console:
         self._line(f"{where}; read back by {proof.consumer} in a process of its own")
         for text in _proved(proof):
             self._line(text)
+
+
+def _expected(forecast: Forecast) -> list[str]:
+    """What is foretold, a line a part."""
+    parts = [("new images of the {} classes", forecast.base), ("{} classes not trained on", forecast.new)]
+    lines = [
+        f"{found.accuracy:.0%} [{100 * found.low:.0f}–{100 * found.high:.0f}] on {what.format(found.classes)} "
+        f"(zero-shot {found.zero_shot:.0%})"
+        for what, found in parts
+        if found
+    ]
+    return [*lines, "in brackets 90% intervals; all from the shots"] if lines else []
 
 
 def _cell(text: str) -> str:

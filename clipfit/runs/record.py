@@ -72,6 +72,8 @@ class RunRecord:
     context: str | None = None
     grey_bits: int | None = None  # of 16-bit greys, as found on the shots
     balance: bool = False
+    goal: str | None = None  # what α was chosen for; None: it was given
+    forecast: bool = False  # whether folds.json was asked for
     parent: Parent | None = None
     templates: Templates | None = None  # of evaluation and prediction; None: the recipe's, which training takes
     format: int = field(default=FORMAT)

@@ -13,15 +13,20 @@ import open_clip
 import torch
 import torchvision
 
-from clipfit import methods
+from clipfit import methods, outlook
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
 from clipfit.data.images import Viewed
+from clipfit.data.layout import Sample
 from clipfit.data.loaded import ShotFiles, Shots
-from clipfit.ensemble import interpolate
-from clipfit.errors import ClipfitError, NonFiniteError
+from clipfit.ensemble import State, interpolate
+from clipfit.errors import ClipfitError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
+from clipfit.folding import Subject
 from clipfit.measure import scoring
+from clipfit.measure.calibration import FOLDS
+from clipfit.measure.folds import FEWEST_CLASSES
+from clipfit.measure.forecast import Forecast, forecast_of
 from clipfit.measure.metrics import accuracy, wilson_interval
 from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
@@ -32,6 +37,7 @@ from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
 from clipfit.version import __version__
 
+UNKNOWN = -1.0  # a ratio that is still to be chosen
 NEAR_PERFECT = 0.98  # zero-shot accuracy on the shots
 
 
@@ -58,6 +64,7 @@ class AdaptResult:
     alpha: float
     on_shots: OnShots
     skipped: tuple[str, ...]
+    forecast: Forecast | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document of `adapt --json`."""
@@ -70,6 +77,7 @@ class Job:
 
     target: Path
     inputs: Mapping[str, Path]  # what the run is made from, as absolute paths
+    val: tuple[Sample, ...]  # to choose α on
     adaptation: Adaptation
     clip: Clip
     shots: Shots
@@ -78,7 +86,12 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a saved state, or a finished run, to be this one's."""
-        return {"config": self.record.to_json(), "shots": self.shots.lines(), "classes": list(self.shots.base)}
+        return {"config": _asked(self.record), "shots": self.shots.lines(), "classes": list(self.shots.base)}
+
+
+def _asked(record: RunRecord) -> dict[str, Any]:
+    """config.json but for a ratio that was not asked for, which is found out later."""
+    return {**record.to_json(), **({"alpha": None} if record.goal else {})}
 
 
 def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
@@ -106,9 +119,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
         if config.resume and (reports := _finished(job, saving)):
             progress.say(f"{target} is finished already: nothing is left to do")
-            job.clip.load_state(open_run(target).state(config.alpha))
+            job.clip.load_state(open_run(target).state(open_run(target).alpha))
         else:
             reports = _carry_out(config, job, saving, progress, started)
+        run = open_run(target)
         after = accuracy_on_shots(job.clip, job.shots, job.record)
     return AdaptResult(
         run=target,
@@ -119,9 +133,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         steps=reports[-1].steps,
         losses=reports[-1].losses,
         seconds=time.monotonic() - started,
-        alpha=config.alpha,
+        alpha=run.alpha,
         on_shots=OnShots(before, after),
         skipped=job.shots.skipped,
+        forecast=forecast_of(run),
     )
 
 
@@ -181,7 +196,7 @@ def _ready(
     shots = Shots.of(chosen, config)
     adaptation.require_distinct(clip, shots.base)
     record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
-    return Job(target, inputs, adaptation, clip, shots, record)
+    return Job(target, inputs, chosen.val, adaptation, clip, shots, record)
 
 
 def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shots) -> RunRecord:
@@ -204,7 +219,9 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
         recipe=adaptation.recipe,
         templates=adaptation.listed,
         balance=adaptation.balance,
-        alpha=config.alpha,
+        alpha=UNKNOWN if config.alpha is None else config.alpha,
+        goal=_goal(config, len(shots.base)),
+        forecast=config.forecast or config.alpha is None,
         seed=config.seed,
         device=clip.device.type,
         precision=clip.precision,
@@ -228,7 +245,7 @@ def _finished(job: Job, saving: Saving) -> list[StepReport]:
     if nothing_there or (saving.found and not manifest.is_sealed(job.target)):
         return []
     run = open_run(job.target)
-    found = {"config": run.record.to_json(), "shots": list(run.shots), "classes": list(run.base)}
+    found = {"config": _asked(run.record), "shots": list(run.shots), "classes": list(run.base)}
     if differences(found, job.identity):
         if not saving.found:
             require_same(found, job.identity, f"the run {job.target}")
@@ -249,18 +266,47 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     reports = adaptation.run(clip, shots.base, shots.images, shots.labels, pretrained, progress.step, kept)
     training_seconds = time.monotonic() - began
 
-    finetuned = {name: tensor.cpu() for name, tensor in clip.state().items()}
+    finetuned = clip.snapshot("cpu") if job.record.forecast else {n: t.cpu() for n, t in clip.state().items()}
     _require_finite(finetuned)
+    found = _look(config, job, pretrained, finetuned, progress, kept) if job.record.forecast else None
+    record = replace(job.record, alpha=found.alpha) if found else job.record
     progress.say(f"writing {job.target}")
     steps = [asdict(report) for report in reports]
-    facts = RunFacts(job.record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
+    facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
     with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
-        ensemble = interpolate(pretrained, finetuned, config.alpha)
+        ensemble = interpolate(pretrained, finetuned, record.alpha)
         write_run(folder, facts, finetuned, ensemble)
+        if found:
+            files.write_json(folder / FOLDS, found.as_json())
         clip.load_state(ensemble)
         _prove(folder / MODEL, clip)
         _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
     return reports
+
+
+def _look(
+    config: AdaptConfig, job: Job, pretrained: State, finetuned: State, progress: Progress, saving: Saving | None
+) -> outlook.Outlook:
+    """What the shots, and the val part where there is one, say of images not seen."""
+    clip, shots = job.clip, job.shots
+    subject = Subject(job.adaptation, clip, pretrained, shots.base, shots.images, shots.labels)
+    contents = [found.pixels for found in shots.prints]
+    val = shots.unseen(job.val, clip.geometry, config)
+    found = outlook.look(subject, contents, finetuned, val, config.alpha, job.record.goal, progress, saving)
+    for note in found.notes:
+        progress.say(note)
+    return found
+
+
+def _goal(config: AdaptConfig, classes: int) -> str | None:
+    """What α is chosen for; None where it is given. Raises UsageError for classes that are too few for it."""
+    few = classes < FEWEST_CLASSES
+    if config.goal in ("new", "both") and few:
+        raise UsageError(
+            f"--goal {config.goal} needs {FEWEST_CLASSES} classes, of which to leave some out; there are {classes}: "
+            "give --goal base."
+        )
+    return None if config.alpha is not None else config.goal or ("base" if few else "both")
 
 
 def _require_finite(state: Mapping[str, torch.Tensor]) -> None:
