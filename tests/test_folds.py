@@ -142,11 +142,20 @@ def test_more_images_leave_less_to_choice():
 # ---- the forecast
 
 
-def test_the_forecast_is_the_left_out_accuracy_with_the_interval_of_half_as_many_images():
-    curve = curve_of([scores_of([0.5] * 3 + [0.75] * 8, 80)], RATIOS)
+def test_the_forecast_is_the_left_out_accuracy_with_an_interval_half_as_wide_again_as_wilsons():
+    curve = curve_of([scores_of([0.5] * 3 + [0.75] * 8, 88)], RATIOS)
     found = expected(curve, 0.3, 4)
     assert (found.accuracy, found.zero_shot, found.classes) == (0.75, 0.5, 4)
-    assert (found.low, found.high) == wilson_interval(30, 40, 0.9)
+    low, high = wilson_interval(66, 88, 0.9)
+    assert (found.accuracy - found.low) / (0.75 - low) == pytest.approx(1.5)
+    assert (found.high - found.accuracy) / (high - 0.75) == pytest.approx(1.5)
+
+
+def test_a_forecast_stays_a_share_and_holds_what_was_counted():
+    for accuracy in (0.0, 1.0):
+        found = expected(curve_of([scores_of([accuracy] * 11, 3)], RATIOS), 0.5, 4)
+        assert 0 <= found.low <= found.accuracy == accuracy <= found.high <= 1
+        assert found.low < found.high
 
 
 def test_a_curve_says_its_intervals():
