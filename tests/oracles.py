@@ -162,9 +162,9 @@ def pooled(folds, a, temperature):
     return right, likely
 
 
-def chosen_ratio(curves, tolerance):
-    """The highest ratio at most so many standard errors below the best; gradients by differences."""
-    tables = [curve.likely.tolist() for curve in curves]
+def chosen_ratio(curves):
+    """Step by step, the gradient of the score by differences."""
+    tables, ratios = [curve.likely.tolist() for curve in curves], curves[0].ratios
 
     def score(means):
         return len(means) / sum(1 / mean for mean in means)
@@ -172,8 +172,8 @@ def chosen_ratio(curves, tolerance):
     means = [[sum(row) / len(row) for row in table] for table in tables]
     at = [score(column) for column in zip(*means, strict=True)]
     best = at.index(max(at))
-    found = []
-    for a, ratio in enumerate(curves[0].ratios):
+    errors = []
+    for a in range(len(ratios)):
         variance = 0.0
         for k, table in enumerate(tables):
             column = [row[best] for row in means]
@@ -183,6 +183,10 @@ def chosen_ratio(curves, tolerance):
             gaps = [x - y for x, y in zip(table[best], table[a], strict=True)]
             mean = sum(gaps) / len(gaps)
             variance += slope**2 * sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps)
-        if at[best] - at[a] <= tolerance * math.sqrt(variance):
-            found.append(ratio)
-    return max(found)
+        errors.append(math.sqrt(variance))
+    behind = [at[best] - value for value in at]
+    if behind[ratios.index(0.0)] > 2 * errors[ratios.index(0.0)]:
+        return max(r for r, b, e in zip(ratios, behind, errors, strict=True) if b <= e / 2)
+    zero_shot = [bool(value) for value in curves[0].right[ratios.index(0.0)].tolist()]
+    safe = 1 - (sum(zero_shot) / len(zero_shot)) ** 2
+    return min((r for r, b, e in zip(ratios, behind, errors, strict=True) if b <= e), key=lambda r: abs(r - safe))

@@ -32,23 +32,23 @@ def digests(run: Path) -> dict[str, str]:
 class Trial:
     """One method and tuning, undisturbed once, then killed and gone on as often as asked."""
 
-    def __init__(self, shots: Path, model: str, place: Path, method: str, tuning: str):
+    def __init__(self, shots: Path, model: str, place: Path, method: str, tuning: str, **more):
         self.target = place / "run"
-        self.given = (shots, model, self.target, method, tuning)
-        whole = adapt(config(shots, model, place / "whole", method, tuning)).run
+        self.given, self.more = (shots, model, self.target, method, tuning), more
+        whole = adapt(config(shots, model, place / "whole", method, tuning, **more)).run
         self.expected = digests(whole)
 
     def moments(self, kind: str) -> int:
         """How many there are in a run that nothing disturbs, which ends with the same bytes though it saves."""
-        count = ends_with(lambda: adapt(config(*self.given, save_every=1)), None, kind)
+        count = ends_with(lambda: adapt(config(*self.given, save_every=1, **self.more)), None, kind)
         self.ended_well()
         return count
 
     def killed(self, at: int, kind: str, number: int = signal.SIGKILL) -> int:
         with interrupts.raising():
-            ended = ends_with(lambda: adapt(config(*self.given, save_every=1)), at, kind, number)
+            ended = ends_with(lambda: adapt(config(*self.given, save_every=1, **self.more)), at, kind, number)
         assert not self.target.exists() or open_run(self.target).notes == ()  # nothing, or a whole run
-        adapt(config(*self.given, resume=True))
+        adapt(config(*self.given, resume=True, **self.more))
         self.ended_well()
         return ended
 
@@ -86,6 +86,16 @@ def test_killed_at_every_rename_it_goes_on_to_the_same_bytes(cite):
     ends = [cite.killed(at, "renames") for at in range(1, total + 1)]
     assert ends == [-signal.SIGKILL] * total
     print(f"adapt killed at each of {total} renames: all went on to the same bytes")
+
+
+@pytest.mark.slow
+def test_killed_in_its_folds_it_goes_on_to_the_same_bytes(flat, models, tmp_path):
+    trial = Trial(flat, models["vit"], tmp_path, "cite", "full", alpha="auto")
+    totals = {kind: trial.moments(kind) for kind in ("calls", "renames")}
+    moments = [("renames", at) for at in range(1, totals["renames"] + 1)]
+    moments += [("calls", at) for at in random.Random(4).sample(range(totals["calls"] // 3, totals["calls"] + 1), 12)]
+    assert [trial.killed(at, kind) for kind, at in moments] == [-signal.SIGKILL] * len(moments)
+    print(f"adapt --alpha auto killed at {len(moments)} moments, {totals['renames']} of them renames: the same bytes")
 
 
 @pytest.mark.slow

@@ -6,8 +6,12 @@ Three findings on tasks with known answers (docs/alpha.md) are behind the rule:
   wrong answers that are given with certainty rule it, and it then stays near zero-shot. The *mean probability of the
   right class*, at the temperature that suits each ratio best, is smooth, bounded, and flat where nothing is known.
 - Where both base and new classes count, the score is the harmonic mean of both.
-- The adaptations saw fewer shots than the final one, and so understate what a high ratio wins: of ratios that are no
-  worse than the best by half a standard error, paired image by image, the highest is taken.
+- A best ratio is worth little by itself: where the curve is flat it is chance. Where the folds *show* that moving wins,
+  by two standard errors over zero-shot, the highest ratio that is no worse than the best by half a standard error is
+  taken, for they saw fewer shots than the final adaptation and understate what a high ratio wins. Where they do not, of
+  the ratios that are no worse than the best by one standard error the one nearest to 1 − z² is taken, z being the
+  accuracy of zero-shot CLIP on the same images: near 0 where it is nearly always right, for there is little to win, and
+  near 1 where it is nearly always wrong, for there is nothing to lose. All errors are paired, image by image.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from clipfit.measure.calibration import best_temperature
 from clipfit.measure.folds import Scores
 from clipfit.measure.metrics import wilson_interval
 
-TOLERANCE = 0.5  # standard errors
+SHOWN, AS_HIGH, AS_SAFE = 2.0, 0.5, 1.0  # standard errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +71,25 @@ def curve_of(scores: Sequence[Scores], ratios: Sequence[float]) -> Curve:
 
 
 def choose(curves: Sequence[Curve]) -> float:
-    """The ratio, by one curve or by the harmonic mean of two; all at the same ratios."""
+    """The ratio, by one curve or by the harmonic mean of two; all at the same ratios, 0 among them."""
+    ratios = curves[0].ratios
     means = torch.stack([curve.likely.mean(1) for curve in curves])  # (curves, A)
     score = len(curves) / (1 / means).sum(0)
     best = int(score.argmax())
-    # by how much the score moves with each mean: the square of score / mean, shared between the curves
-    slopes = (score[best] / means[:, best]) ** 2 / len(curves)
-    variance = sum(
-        slope**2 * (curve.likely[best] - curve.likely).var(1) / curve.images
-        for slope, curve in zip(slopes, curves, strict=True)
-    )
-    tolerable = score >= score[best] - TOLERANCE * torch.as_tensor(variance).sqrt()
-    return max(ratio for ratio, good in zip(curves[0].ratios, tolerable.tolist(), strict=True) if good)
+    behind, error = score[best] - score, _errors(curves, means, score, best)
+
+    def within(errors: float) -> list[float]:
+        return [ratio for ratio, good in zip(ratios, (behind <= errors * error).tolist(), strict=True) if good]
+
+    zero_shot = ratios.index(0.0)
+    if behind[zero_shot] > SHOWN * error[zero_shot]:
+        return max(within(AS_HIGH))
+    safe = 1 - curves[0].right[zero_shot].double().mean().item() ** 2
+    return min(within(AS_SAFE), key=lambda ratio: abs(ratio - safe))
+
+
+def _errors(curves: Sequence[Curve], means: torch.Tensor, score: torch.Tensor, best: int) -> torch.Tensor:
+    """The standard error of how far each ratio's score is behind the best: (A,); to first order in the means."""
+    slopes = (score[best] / means[:, best]) ** 2 / len(curves)  # of the score in each curve's mean
+    gaps = ((curve.likely[best] - curve.likely).var(1) / curve.images for curve in curves)
+    return torch.stack([slope**2 * gap for slope, gap in zip(slopes, gaps, strict=True)]).sum(0).sqrt()
