@@ -23,7 +23,7 @@ ROWS = [
     {"training"},
     {"measure", "rows"},
     {"formats"},
-    {"adaptation", "predictor"},
+    {"adaptation", "again", "predictor"},
     {"folding"},
     {"outlook"},
     {"verbs"},
