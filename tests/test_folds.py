@@ -131,10 +131,10 @@ def test_the_ratio_is_the_best_of_one_curve_or_of_the_harmonic_mean_of_two():
 def test_the_rule_is_that_of_a_loop(seed):
     draw = torch.Generator().manual_seed(seed)
     curves = []
-    for n in (60, 40):
+    for n, level in ((60, 0.8), (40, 0.15)):
         place, height = torch.rand(2, generator=draw).tolist()
-        peak = 0.6 - height * (torch.linspace(0, 1, 11, dtype=torch.float64) - place)[:, None] ** 2
-        likely = (peak + 0.1 * torch.randn(11, n, generator=draw).cumsum(0)).clamp(0.01, 0.99)
+        peak = level - height * (torch.linspace(0, 1, 11, dtype=torch.float64) - place)[:, None] ** 2
+        likely = (peak + 0.1 * torch.randn(11, n, generator=draw).cumsum(0) / 2).clamp(0.01, 0.99)
         curves.append(Curve(RATIOS, (1.0,) * 11, likely, likely > 0.5))
     assert choose(curves) == oracles.chosen_ratio(curves)
     assert choose(curves[:1]) == oracles.chosen_ratio(curves[:1])
