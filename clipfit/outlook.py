@@ -74,7 +74,7 @@ def look(
         of_kind[IMAGES] = [_of_val(subject, finetuned, val, ratios)]
     base, new = (curve_of(of_kind[kind], ratios) if of_kind[kind] else None for kind in (IMAGES, CLASSES))
     goal_found = (goal or ("both" if new else "base")) if alpha is None else None
-    notes = _notes(base, new, alpha is None, len(subject.names))
+    notes = (*_on_val(val), *_notes(base, new, alpha is None, len(subject.names)))
     if alpha is None:
         counting = [curve for curve, part in ((base, "base"), (new, "new")) if curve and goal_found in (part, "both")]
         curves = counting or [curve for curve in (base, new) if curve]  # with one shot a class, the other kind tells
@@ -100,6 +100,13 @@ def look(
 def _of_val(subject: Subject, finetuned: State, val: ImageStore, ratios: Sequence[float]) -> Scores:
     labels = [subject.names.index(sample.label) for sample in val.samples]
     return folding.score(subject, finetuned, val, range(len(val)), labels, subject.names, ratios)
+
+
+def _on_val(val: ImageStore | None) -> list[str]:
+    if val is None:
+        return []
+    unread = f"; {len(val.skipped)} could not be read" if val.skipped else ""
+    return [f"{len(val)} images of the val part stand for new images of these classes{unread}"]
 
 
 def _notes(base: Curve | None, new: Curve | None, choosing: bool, classes: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -138,12 +139,33 @@ def test_images_of_a_val_part_take_the_place_of_left_out_shots(shots, models, tm
     found = adapt(AdaptConfig(mine, model=models["vit"], output=tmp_path / "run", alpha="auto"))
     written = document(found.run)
     assert written["images"] == "val"
+    assert written["notes"] == ["5 images of the val part stand for new images of these classes"]
     assert {row["n"] for row in written["curves"]["base"]} == {5}
     assert {row["n"] for row in written["curves"]["new"]} == {20}
     pictures = [*sorted((mine / "val/bee").glob("?.png")), *sorted((mine / "val/cow").glob("*.png"))]
     named = clipfit.load(found.run).predict(pictures)
     right = sum(one.label == path.parent.name for one, path in zip(named, pictures, strict=True))
     assert found.forecast.base.accuracy == right / 5
+
+
+def test_a_val_image_that_cannot_be_read_is_refused_before_anything_is_trained(shots, models, tmp_path):
+    mine = shutil.copytree(shots, tmp_path / "pets")
+    make_classes(mine / "val", {"bee": 1}, seed=4)
+    (mine / "val/bee/broken.png").write_bytes(b"no image")
+    config = AdaptConfig(mine, model=models["vit"], output=tmp_path / "run", alpha="auto")
+    with pytest.raises(clipfit.DataError, match=r"broken\.png"):
+        adapt(config, NoSteps())
+    assert adapt(dataclasses.replace(config, alpha=0.5)).alpha == 0.5  # which needs no val part, and opens none
+    skipping = adapt(dataclasses.replace(config, skip_bad_images=True, overwrite=True))
+    assert document(skipping.run)["curves"]["base"][0]["n"] == 1
+    assert document(skipping.run)["notes"] == [
+        "1 images of the val part stand for new images of these classes; 1 could not be read"
+    ]
+
+
+class NoSteps(Silent):
+    def step(self, report) -> None:
+        raise AssertionError("a step was taken")
 
 
 @pytest.mark.parametrize(

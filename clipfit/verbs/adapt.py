@@ -16,8 +16,7 @@ import torchvision
 from clipfit import methods, outlook
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
-from clipfit.data.images import Viewed
-from clipfit.data.layout import Sample
+from clipfit.data.images import ImageStore, Viewed
 from clipfit.data.loaded import ShotFiles, Shots
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import ClipfitError, NonFiniteError, UsageError
@@ -77,7 +76,7 @@ class Job:
 
     target: Path
     inputs: Mapping[str, Path]  # what the run is made from, as absolute paths
-    val: tuple[Sample, ...]  # to choose α on
+    val: ImageStore | None  # images to choose α on, where there are any and it is to be chosen
     adaptation: Adaptation
     clip: Clip
     shots: Shots
@@ -190,13 +189,14 @@ def _ready(
     clip = origin.load(method.name, adaptation.additions, adaptation.adapters is not None, device)
     clip.precision = devices.resolve_precision(config.precision, device)
     # now, not after hours of training; a state is weights and two moments, and lies beside the one it replaces
-    states = 6 if config.save_every and adaptation.adapters is None else 0
+    states = (9 if _looks(config) else 6) if config.save_every and adaptation.adapters is None else 0
     place.require_room(target, (2 + states) * clip.bytes)
     progress.say(f"decoding {len(chosen.selection.shots)} shots of {len(chosen.selection.base)} classes")
     shots = Shots.of(chosen, config)
     adaptation.require_distinct(clip, shots.base)
     record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
-    return Job(target, inputs, chosen.val, adaptation, clip, shots, record)
+    val = shots.unseen(chosen.val, clip.geometry, config) if _looks(config) else None
+    return Job(target, inputs, val, adaptation, clip, shots, record)
 
 
 def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shots) -> RunRecord:
@@ -221,7 +221,7 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
         balance=adaptation.balance,
         alpha=UNKNOWN if config.alpha is None else config.alpha,
         goal=_goal(config, len(shots.base)),
-        forecast=config.forecast or config.alpha is None,
+        forecast=_looks(config),
         seed=config.seed,
         device=clip.device.type,
         precision=clip.precision,
@@ -288,14 +288,18 @@ def _look(
     config: AdaptConfig, job: Job, pretrained: State, finetuned: State, progress: Progress, saving: Saving | None
 ) -> outlook.Outlook:
     """What the shots, and the val part where there is one, say of images not seen."""
-    clip, shots = job.clip, job.shots
-    subject = Subject(job.adaptation, clip, pretrained, shots.base, shots.images, shots.labels)
+    shots = job.shots
+    subject = Subject(job.adaptation, job.clip, pretrained, shots.base, shots.images, shots.labels)
     contents = [found.pixels for found in shots.prints]
-    val = shots.unseen(job.val, clip.geometry, config)
-    found = outlook.look(subject, contents, finetuned, val, config.alpha, job.record.goal, progress, saving)
+    found = outlook.look(subject, contents, finetuned, job.val, config.alpha, job.record.goal, progress, saving)
     for note in found.notes:
         progress.say(note)
     return found
+
+
+def _looks(config: AdaptConfig) -> bool:
+    """Whether the shots are asked what to expect."""
+    return config.forecast or config.alpha is None
 
 
 def _goal(config: AdaptConfig, classes: int) -> str | None:
