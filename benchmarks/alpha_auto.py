@@ -247,7 +247,7 @@ def forecasts(found: Mapping[str, Sequence[Found]]) -> None:
             texts += [f"{100 * statistics.mean(column):.1f}" for column in columns]
             texts.append(f"{sum(told.low <= came <= told.high for told, came in pairs)} of {len(pairs)}")
         errors = [calibration(cell) for cell in cells if cell.base]
-        texts += [f"{100 * statistics.mean(column):.1f}" for column in zip(*errors, strict=True)] or ["–", "–"]
+        texts += [f"{100 * statistics.mean(column):.1f}" for column in zip(*errors, strict=True)] or ["–"] * 3
         print(f"| {' | '.join(texts)} |")
 
 
@@ -275,10 +275,11 @@ def among(tested: Scores, at: int, count: int) -> float:
     return total / 500
 
 
-def calibration(found: Found) -> tuple[float, float]:
-    """ECE of the base test images at the chosen ratio, before and after the temperature of the folds."""
-    before, after = (reliability.calibration_error() for reliability in reliabilities(found))
-    return before, after
+def calibration(found: Found) -> tuple[float, float, float]:
+    """ECE of the base test images at the chosen ratio, before and after the temperature of the folds; what faultless
+    probabilities would show there."""
+    before, after = reliabilities(found)
+    return before.calibration_error(), after.calibration_error(), after.error_by_chance()
 
 
 def reliabilities(found: Found) -> tuple[Reliability, Reliability]:

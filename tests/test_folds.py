@@ -146,6 +146,7 @@ def test_without_a_gain_that_is_shown_it_goes_by_what_zero_shot_leaves_to_win():
     assert choose([curve_of([scores_of(gain, 4000)], RATIOS)]) == 1.0
     for accuracy, ratio in ((1.0, 0.0), (0.9, 0.2), (0.7, 0.5), (0.6, 0.6), (0.0, 1.0)):  # 1 − z², where all are alike
         assert choose([curve_of([scores_of([accuracy] * 11, 40)], RATIOS)]) == ratio
+    assert choose([curve_of([scores_of([0.0] + [1.0] * 10, 1)], RATIOS)]) == 1.0  # one image shows nothing
     worse = curve_of([scores_of([0.9 - 0.06 * k for k in range(11)], 400)], RATIOS)
     assert choose([worse]) == 0.0
 

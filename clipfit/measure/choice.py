@@ -89,7 +89,10 @@ def choose(curves: Sequence[Curve]) -> float:
 
 
 def _errors(curves: Sequence[Curve], means: torch.Tensor, score: torch.Tensor, best: int) -> torch.Tensor:
-    """The standard error of how far each ratio's score is behind the best: (A,); to first order in the means."""
+    """The standard error of how far each ratio's score is behind the best: (A,); to first order in the means. One image
+    tells none: infinite."""
+    if min(curve.images for curve in curves) < 2:
+        return torch.full_like(score, torch.inf)
     slopes = (score[best] / means[:, best]) ** 2 / len(curves)  # of the score in each curve's mean
     gaps = ((curve.likely[best] - curve.likely).var(1) / curve.images for curve in curves)
     return torch.stack([slope**2 * gap for slope, gap in zip(slopes, gaps, strict=True)]).sum(0).sqrt()
