@@ -233,9 +233,10 @@ def regrets(found: Mapping[str, Sequence[Found]]) -> None:
 def forecasts(found: Mapping[str, Sequence[Found]]) -> None:
     """What was foretold and what came, in percent, as means over seeds; ECE of the base images in points."""
     print(
-        "| task | base: zero-shot | foretold | came | within | new: zero-shot | foretold | came | within | ECE | at T |"
+        "| task | base: zero-shot | foretold | came | within | new: zero-shot | foretold | came | within "
+        "| ECE | at T | by chance |"
     )
-    print("|---" * 11 + "|")
+    print("|---" * 12 + "|")
     for task, cells in found.items():
         texts = [task]
         for part in ("base", "new"):
