@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
+    from clipfit.config.check import CheckConfig
     from clipfit.config.models import ModelsConfig
     from clipfit.config.predict import PredictConfig
     from clipfit.errors import ClipfitError, DataError, GuardError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
     from clipfit.predictor import Prediction, Predictor, load
     from clipfit.verbs.adapt import AdaptResult, adapt
+    from clipfit.verbs.check import Checked, check
     from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
     from clipfit.verbs.explain import Explained, explain
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
+    "check": "verbs.check", "Checked": "verbs.check", "CheckConfig": "config.check",
     "episodes": "verbs.episodes", "EpisodeReport": "verbs.episodes",
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
     "explain": "verbs.explain", "Explained": "verbs.explain",
@@ -46,6 +49,8 @@ _HOME = {
 __all__ = [
     "AdaptConfig",
     "AdaptResult",
+    "CheckConfig",
+    "Checked",
     "ClipfitError",
     "DataError",
     "EpisodeReport",
@@ -70,6 +75,7 @@ __all__ = [
     "UsageError",
     "adapt",
     "adapt_config",
+    "check",
     "episodes",
     "evaluate",
     "explain",

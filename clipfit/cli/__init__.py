@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli import adapt, evaluate, explain, export, models, predict
+from clipfit.cli import adapt, check, evaluate, explain, export, models, predict
 from clipfit.cli.common import Commands, fill_closed_streams
 from clipfit.cli.options import with_options
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": predict,
     "explain": explain,
     "export": export,
+    "check": check,
     "models": models,
 }
 EXIT_CODES = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipfit.data.files import HEIF_ADVICE, HEIF_SUFFIXES, by_kind, example, has_image_suffix, is_image, visible, walk
+from clipfit.data.objections import ObjectionError, Objections, object_to
 from clipfit.errors import DataError
 
 PARTS = ("train", "test", "val")
@@ -48,7 +49,7 @@ class _Aside:
     beside: list[Path] = field(default_factory=list)
 
 
-def read_folder(place: Path) -> Found:
+def read_folder(place: Path, objections: Objections | None = None) -> Found:
     """Images by class folder and part.
 
     Raises:
@@ -57,9 +58,9 @@ def read_folder(place: Path) -> Found:
     parts, aside = _parts(place), _Aside()
     if not parts:
         _require_classes(place)
-        found = Found({"train": _class_folders(place, aside)})
+        found = Found({"train": _class_folders(place, aside, objections)})
     else:
-        found = Found({part: _class_folders(root, aside) for part, root in parts.items()})
+        found = Found({part: _class_folders(root, aside, objections) for part, root in parts.items()})
         aside.beside += [path for path in visible(place) if has_image_suffix(path) and not path.is_dir()]
         found.notes += _folders_beside(place, parts)
     if aside.beside and not any(found.parts.values()):
@@ -103,7 +104,7 @@ def _require_classes(place: Path) -> None:
         raise DataError(f"{place} holds {names}, but no class folders inside: expected {folders[0]}/<class>/.")
 
 
-def _class_folders(root: Path, aside: _Aside) -> list[Row]:
+def _class_folders(root: Path, aside: _Aside, objections: Objections | None) -> list[Row]:
     """Images by class folder; what is none is added to `aside`."""
     rows: list[Row] = []
     aside.beside += [path for path in visible(root) if has_image_suffix(path) and not path.is_dir()]
@@ -117,7 +118,9 @@ def _class_folders(root: Path, aside: _Aside) -> list[Row]:
         images = [path for path in files if is_image(path)]
         others = [path for path in files if not is_image(path)]
         if not images:
-            raise DataError(_without_images(folder, others))
+            empty = ObjectionError("empty-class", _without_images(folder, others), classes=(folder.name,))
+            object_to(empty, objections)
+            continue
         aside.inside += others
         rows += [Row(path, path.relative_to(root.parent).as_posix(), folder.name) for path in images]
     return rows

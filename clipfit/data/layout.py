@@ -10,6 +10,7 @@ from clipfit.data.files import require_regular
 from clipfit.data.folders import PARTS, Row, read_folder
 from clipfit.data.manifests import read_file
 from clipfit.data.names import ClassNames, name_rule
+from clipfit.data.objections import ObjectionError, Objections, object_to
 from clipfit.errors import DataError, UsageError
 
 
@@ -42,7 +43,12 @@ class LabelledImages:
         return {label: name for label, name in self.names.items() if name in classes}
 
 
-def read(place: Path, class_file: Path | None = None, image_root: Path | None = None) -> LabelledImages:
+def read(
+    place: Path,
+    class_file: Path | None = None,
+    image_root: Path | None = None,
+    objections: Objections | None = None,
+) -> LabelledImages:
     """Find the labelled images at `place`.
 
     Args:
@@ -50,6 +56,8 @@ def read(place: Path, class_file: Path | None = None, image_root: Path | None = 
             a CoOp split (.json).
         class_file: class names by folder name; without one, underscores become spaces, and dashes of folder names.
         image_root: what relative paths in a manifest or split file start from (default: the file's folder).
+        objections: a list for what would be raised of one class or image, to go on without it: an empty class, names
+            that are one, an image with two labels.
 
     Raises:
         DataError: nothing is there, a class is empty, the class file does not match, or an image has two labels.
@@ -61,13 +69,13 @@ def read(place: Path, class_file: Path | None = None, image_root: Path | None = 
         require_regular(place, "the place of the images,")
     elif image_root is not None:
         raise UsageError(f"an image root belongs to a manifest or split file, but {place} is a folder: leave it out.")
-    found = read_folder(place) if place.is_dir() else read_file(place, image_root or place.parent)
+    found = read_folder(place, objections) if place.is_dir() else read_file(place, image_root or place.parent)
 
-    rows = {part: _each_once(found.parts[part], place) for part in PARTS if part in found.parts}
+    rows = {part: _each_once(found.parts[part], place, objections) for part in PARTS if part in found.parts}
     if not rows.get("train") and not rows.get("test"):
         raise DataError(_nothing(place, rows.get("val", [])))
     labels = dict.fromkeys((*found.order, *(row.label for part in rows.values() for row in part)))
-    names = ClassNames.of(list(labels), class_file, name_rule(place)).by_label
+    names = ClassNames.of(list(labels), class_file, name_rule(place), objections).by_label
     samples = {part: tuple(Sample(row.path, row.source, names[row.label]) for row in rows[part]) for part in rows}
     notes = list(found.notes)
     if samples.get("val"):
@@ -82,11 +90,12 @@ def _nothing(place: Path, val: list[Row]) -> str:
     return f"{place} holds no labelled images: expected one folder a class with images inside."
 
 
-def _each_once(rows: Iterable[Row], place: Path) -> list[Row]:
+def _each_once(rows: Iterable[Row], place: Path, objections: Objections | None) -> list[Row]:
     """Rows without repetitions. Raises DataError for an image that has two labels."""
     by_path: dict[Path, Row] = {}
     for row in rows:
         before = by_path.setdefault(row.path, row)
         if before.label != row.label:
-            raise DataError(f"{place} labels {row.source} both {before.label!r} and {row.label!r}: choose one.")
+            message = f"{place} labels {row.source} both {before.label!r} and {row.label!r}: choose one."
+            object_to(ObjectionError("two-labels", message, (row.source,), (before.label, row.label)), objections)
     return list(by_path.values())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipfit.data.files import require_regular
+from clipfit.data.objections import ObjectionError, Objections, object_to
 from clipfit.errors import DataError
 from clipfit.prompts import key_of, name_of_folder, name_of_label
 
@@ -32,15 +33,24 @@ class ClassNames:
     by_label: Mapping[str, str]
 
     @classmethod
-    def of(cls, labels: Sequence[str], class_file: Path | None, rule: NameRule = name_of_folder) -> ClassNames:
+    def of(
+        cls,
+        labels: Sequence[str],
+        class_file: Path | None,
+        rule: NameRule = name_of_folder,
+        objections: Objections | None = None,
+    ) -> ClassNames:
         """Names for the labels, from a class file or from the labels themselves.
+
+        Args:
+            objections: see `layout.read`.
 
         Raises:
             DataError: the file lacks a label (both sides are shown), a name that cannot be a prompt, or one name for
                 two labels.
         """
         names = _named_by(class_file, labels) if class_file else {label: rule(label) for label in labels}
-        _refuse_twins(names)
+        _refuse_twins(names, objections)
         for label, name in names.items():
             if not any(char.isprintable() and not char.isspace() for char in name):
                 raise DataError(f"class {label!r} has a name without any letter: rename it, or give --classes.")
@@ -132,11 +142,11 @@ def read_text(file: Path, what: str) -> str:
         raise DataError(f"{what} {file} is not UTF-8 text.") from error
 
 
-def _refuse_twins(names: Mapping[str, str]) -> None:
+def _refuse_twins(names: Mapping[str, str], objections: Objections | None = None) -> None:
     seen: dict[str, str] = {}
     for label, name in names.items():
         if key_of(name) in seen:
-            raise DataError(
-                f"{seen[key_of(name)]!r} and {label!r} are both called {name!r}: a class name must be unique."
-            )
+            twins = (seen[key_of(name)], label)
+            message = f"{twins[0]!r} and {twins[1]!r} are both called {name!r}: a class name must be unique."
+            object_to(ObjectionError("same-name", message, classes=twins), objections)
         seen[key_of(name)] = label

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 
 from clipfit.errors import ModelError, first_line
 from clipfit.model import compat, hub
@@ -47,6 +49,20 @@ def tokenizer_of(source: Source) -> Any:
             return compat.hub_tokenizer(str(place or name), text.get("tokenizer_mode"), options)
         except Exception as error:
             raise ModelError(_missing(source, name, folder, place, error)) from error
+
+
+def are_cut(source: Source, texts: Sequence[str]) -> list[bool]:
+    """Which texts are longer than the model's context, so that their ends are not read.
+
+    The tokenizer, of whatever library, is asked for a context twice as long: to a text that fits it adds only padding.
+    """
+    tokenizer = tokenizer_of(source)
+    read = tokenizer(list(texts))  # (n, length)
+    longer = tokenizer(list(texts), context_length=2 * read.shape[1])
+    same = (longer[:, : read.shape[1]] == read).all(1)
+    padding = (longer[:, read.shape[1] :] == longer[:, -1:]).all(1)
+    found: list[bool] = torch.logical_not(same & padding).tolist()
+    return found
 
 
 def write_tokenizer(source: Source, folder: Path) -> None:

@@ -16,10 +16,11 @@ from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.forecast import Forecast
 from clipfit.measure.metrics import Estimate
-from clipfit.report import evaluation, forgetting
+from clipfit.report import check, evaluation, forgetting
 from clipfit.report.pace import Pace
 from clipfit.text import printable
 from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.check import Checked
 from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
 from clipfit.verbs.explain import Explained
@@ -114,6 +115,11 @@ class Console:
         """The table of `evaluate`: a row an α."""
         evaluation.show(self._out, result, per_class)
         forgetting.show(self._out, result)
+
+    def checked(self, result: Checked) -> None:
+        """The report of `check`."""
+        self._stop()
+        check.show(self._out, result)
 
     def compared(self, report: EpisodeReport) -> None:
         """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
