@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -18,8 +19,10 @@ import yaml
 from conftest import picture
 from markdown_it import MarkdownIt
 
+import clipfit
 from clipfit import EvaluateConfig, ExportConfig, evaluate, export
-from clipfit.config.outputs import FormatOptions
+from clipfit.config.outputs import FORMATS, FormatOptions
+from clipfit.formats import FORMATS as FORMATS_MADE
 from clipfit.formats import card
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Agreement, Proof
@@ -31,7 +34,7 @@ from clipfit.runs.run import open_run
 
 HOSTILE = ["\x1b[2J", "---", "|", "<script>alert(1)</script>", "a\nb: c", "`", " `` ", "&lt;", "[x](//e.org)", "# 1"]
 PLAIN = {"h1", "h2", "p", "ul", "li", "code", "a"}
-PROOF = Proof("open_clip 3.2.0", "shots", Agreement(6, 1.25e-5, 6, 1.0), None, ())
+PROOF = Proof("open_clip 3.2.0", "shots", Agreement(6, 1.25e-5, 6, 1.0, 6, 6), None, ())
 
 
 @pytest.fixture
@@ -200,11 +203,13 @@ def test_the_pretrained_weights_are_named_where_they_are_published(run):
     assert known == open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")["hf_hub"].rstrip("/")
 
 
-@pytest.mark.parametrize("format", ["open_clip", "safetensors", "difference"])
-def test_the_code_of_the_card_runs(run, monkeypatch, capsys, format):
-    folder = export(ExportConfig(run, format=format, output=run.parent / "out")).output
-    picture(7).save(folder / "image.jpg")
+def run_code(folder: Path, monkeypatch) -> dict[str, Any]:
+    """Carry out what the card of an export says, in its folder; the names that its Python has then."""
+    picture(7, (40, 34)).save(folder / "image.jpg")  # of which half of what is cut off is rounded by all alike
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "preprocess", raising=False)
+    names: dict[str, Any] = {}
     for language, code in re.findall(r"```(sh|python)\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL):
         if language == "sh":
             python, script, *arguments = code.split()
@@ -212,5 +217,52 @@ def test_the_code_of_the_card_runs(run, monkeypatch, capsys, format):
             monkeypatch.setattr(sys, "argv", [script, *arguments])
             runpy.run_path(script, run_name="__main__")
         else:
-            exec(code, {})
-    assert capsys.readouterr().out.strip() in open_run(run).base
+            exec(code, names)
+    return names
+
+
+WHOLE = [name for name, takes in FORMATS.items() if not takes.part]
+OF_PARTS = [(name, part) for name, takes in FORMATS.items() for part in takes.part]
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_the_code_of_the_card_runs(run, monkeypatch, capsys, format):
+    """Of a whole model it prints the class that the run takes the picture for."""
+    if format == "transformers":
+        pytest.importorskip("transformers")
+    folder = export(ExportConfig(run, format=format, output=run.parent / "out")).output
+    capsys.readouterr()
+    run_code(folder, monkeypatch)
+    assert capsys.readouterr().out.strip() == clipfit.load(run).predict("image.jpg")[0].label
+
+
+def test_the_code_of_the_card_averages_several_templates(cli, split, models, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    (tmp_path / "templates.txt").write_text("a photo of a {}\na drawing of the {}\n")
+    told = ("--model", models["vit"], "--templates", "templates.txt", "--output", "run")
+    assert cli("adapt", split, *told).code == 0
+    folder = export(ExportConfig(tmp_path / "run", format="transformers", output=tmp_path / "out")).output
+    capsys.readouterr()
+    names = run_code(folder, monkeypatch)
+    model = clipfit.load(tmp_path / "run")
+    torch.testing.assert_close(names["probabilities"][None], model.logits("image.jpg").softmax(1), atol=1e-4, rtol=0)
+    assert capsys.readouterr().out.split()[-1] == model.predict("image.jpg")[0].label
+
+
+@pytest.mark.parametrize(("format", "part"), OF_PARTS)
+def test_the_code_of_the_card_of_a_part_runs(run, monkeypatch, format, part):
+    """It finds what the run does: of the classifier logits and probabilities, of a tower embeddings."""
+    for library in FORMATS_MADE[format].libraries:
+        pytest.importorskip(library)
+    folder = export(ExportConfig(run, format=format, part=part, output=run.parent / "out")).output
+    names, model = run_code(folder, monkeypatch), clipfit.load(run)
+    single = part != "classifier" and format == "torch"  # a program of one output gives it bare
+    found = [torch.as_tensor(one).detach() for one in ([names["found"]] if single else names["found"])]
+    if part == "classifier":
+        logits = model.logits("image.jpg")
+        expected = [logits, logits.softmax(1)]
+        assert tuple(names["facts"]["classes"]) == model.classes
+    else:
+        expected = [model.embed_images("image.jpg") if part == "image" else model.embed_texts("a photo of a cat")]
+    for mine, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(theirs, mine, atol=1e-4, rtol=0)

@@ -48,7 +48,7 @@ def compared(name: str) -> EpisodeReport:
 
 
 def exported(name: str) -> ExportResult:
-    row = Agreement(4, 1e-6, 4, 0.75)
+    row = Agreement(4, 1e-6, 4, 0.75, 4, 4)
     return ExportResult(
         Path(name), name, FormatOptions(), Path(name), 0.5,
         Proof(name, "shots", row, row, (SeenOtherwise(name, name, name),), further={name: row}),

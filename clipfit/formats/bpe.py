@@ -17,6 +17,7 @@ from clipfit.runs import files
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 PAD = "<pad>"  # another name of the id 0, which is a piece's, too; no text is split by it
 START, END = "<|startoftext|>", "<|endoftext|>"  # as those libraries call what open_clip calls <start_of_text>
+ANY_CLASS = "PreTrainedTokenizerFast"  # that reads any tokenizer.json
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -58,7 +59,7 @@ def write_for_siglip(folder: Path, source: Source) -> None:
     *_, length = write(folder, source)
     files.write_json(
         folder / CONFIG,
-        {**_special(PAD), "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length,
+        {**_special(PAD), "tokenizer_class": ANY_CLASS, "model_max_length": length,
          "model_input_names": ["input_ids"]},
     )  # fmt: skip
 

@@ -127,7 +127,7 @@ from preprocess import pixels
 
 session = onnxruntime.InferenceSession("model.onnx")
 facts = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-picture = ImageOps.exif_transpose(Image.open("picture.jpg"))
+picture = ImageOps.exif_transpose(Image.open("image.jpg"))
 found = session.run(None, {"pixels": pixels(picture, facts["preprocess"])[None]})
 ```
 """

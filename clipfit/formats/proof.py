@@ -43,13 +43,17 @@ class Pictures:
 class Agreement:
     """A consumer's logits beside the run's: the largest absolute difference, and how many best labels are the same.
 
-    accuracy: of the consumer's best labels, where the pictures are shots.
+    accuracy: of the consumer's best labels, where the pictures are shots. clear: how many images have a best label
+    that leads, among the run's logits, by more than twice that difference; clear_same_labels: for how many of these it
+    is the consumer's too.
     """
 
     images: int
     largest_difference: float
     same_labels: int
     accuracy: float | None
+    clear: int
+    clear_same_labels: int
 
 
 @dataclass(frozen=True)
@@ -225,9 +229,12 @@ def _seen_otherwise(
 
 def _agreement(found: torch.Tensor, expected: torch.Tensor, labels: Sequence[int]) -> Agreement:
     """Logits (n, C) beside logits (n, C); labels: n, or none for pictures that have none."""
-    best = found.argmax(1)
+    best, largest = found.argmax(1), _largest(found, expected)
     accuracy = float((best == torch.tensor(labels)).float().mean()) if labels else None
-    return Agreement(len(expected), _largest(found, expected), int((best == expected.argmax(1)).sum()), accuracy)
+    same = best == expected.argmax(1)
+    first, second = expected.topk(2, dim=1).values.T
+    clear = first - second > 2 * largest
+    return Agreement(len(expected), largest, int(same.sum()), accuracy, int(clear.sum()), int((same & clear).sum()))
 
 
 def _read_otherwise(request: Request, answer: Answer) -> tuple[SeenOtherwise, ...]:

@@ -50,6 +50,11 @@ def unlike_siglip(source: Source) -> str | None:
     return None
 
 
+def needs_5(source: Source) -> bool:
+    """Whether transformers 4 cannot read it: open_clip's own tokenizer, which it fails to copy, or pictures cropped."""
+    return not is_of_transformers(source) or source.preprocess_cfg.get("resize_mode") != "squash"
+
+
 def config(clip: Clip, dtype: str) -> dict[str, Any]:
     """config.json of SiglipModel: sizes, activations and norms as the layers have them."""
     model: Any = clip.model
@@ -95,9 +100,11 @@ def write_texts(folder: Path, source: Source) -> None:
         return
     write_tokenizer(source, folder)
     record = json.loads((folder / TOKENIZER_CONFIG).read_text("utf-8"))
-    # no attention mask: open_clip's tower reads what a text is filled with, too
-    told = {"model_max_length": length, "model_input_names": ["input_ids"]}
-    files.write_json(folder / TOKENIZER_CONFIG, {**record, **told})
+    # no attention mask: open_clip's tower reads what a text is filled with, too. tokenizer.json says all of how texts
+    # are read; the class that transformers 5 would name is unknown to 4
+    told = {"model_max_length": length, "model_input_names": ["input_ids"], "tokenizer_class": bpe.ANY_CLASS}
+    special = {name: token for name, token in record.items() if name.endswith("_token")}
+    files.write_json(folder / TOKENIZER_CONFIG, {**special, **told})
 
 
 # ---- the names of weights

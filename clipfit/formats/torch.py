@@ -83,7 +83,7 @@ from preprocess import pixels
 extra = {"facts.json": ""}
 program = torch.export.load("model.pt2", extra_files=extra).module()
 facts = json.loads(extra["facts.json"])
-picture = ImageOps.exif_transpose(Image.open("picture.jpg"))
+picture = ImageOps.exif_transpose(Image.open("image.jpg"))
 found = program(torch.from_numpy(pixels(picture, facts["preprocess"]))[None])
 ```
 

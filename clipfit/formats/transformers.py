@@ -31,32 +31,38 @@ USAGE = """
 With transformers 4 or 5, offline, in this folder:
 
 ```python
-from transformers import CLIPModel, CLIPProcessor
-
-model = CLIPModel.from_pretrained(".").eval()
-processor = CLIPProcessor.from_pretrained(".", backend="pil")  # transformers 4: use_fast=False in place of backend
-inputs = processor(text=texts, images=images, return_tensors="pt", padding=True)
-probabilities = model(**inputs).logits_per_image.softmax(1)
-```
-
-The image processor that resizes by Pillow sees what clipfit saw; how far the fast one of torchvision is, proof.json
-says (`further`). Open images upright and in RGB: `ImageOps.exif_transpose(Image.open(path)).convert("RGB")`.
-"""
-SEVERAL = """
-`clipfit.json` lists several `templates`, and a class is the mean of its texts:
-
-```python
 import json
+
 import torch
+from PIL import Image, ImageOps
+from transformers import CLIPModel, CLIPProcessor
 
 with open("clipfit.json", encoding="utf-8") as file:
     about = json.load(file)
+model = CLIPModel.from_pretrained(".").eval()
+processor = CLIPProcessor.from_pretrained(".", backend="pil")  # transformers 4: use_fast=False in place of backend
+texts = [about["template"].replace("{}", name) for name in about["classes"]]
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+inputs = processor(text=texts, images=[image], return_tensors="pt", padding=True)
+with torch.no_grad():
+    probabilities = model(**inputs).logits_per_image.softmax(1)[0]
+print(about["classes"][probabilities.argmax()])
+```
+
+The image processor that resizes by Pillow sees what clipfit saw; how far the fast one of torchvision is, proof.json
+says (`further`).
+"""
+SEVERAL = """
+`clipfit.json` lists several `templates`, and a class is the mean of its texts. So, after the above:
+
+```python
 texts = [template.replace("{}", name) for template in about["templates"] for name in about["classes"]]
 with torch.no_grad():
-    found = model(**processor(text=texts, images=images, return_tensors="pt", padding=True))
+    found = model(**processor(text=texts, images=[image], return_tensors="pt", padding=True))
 classes = found.text_embeds.unflatten(0, (len(about["templates"]), -1)).mean(0)
 classes /= classes.norm(dim=1, keepdim=True)
-probabilities = (model.logit_scale.exp() * found.image_embeds @ classes.T).softmax(1)
+probabilities = (model.logit_scale.exp() * found.image_embeds @ classes.T).softmax(1)[0]
+print(about["classes"][probabilities.argmax()])
 ```
 """
 WITHOUT_EFFECT = ("patch_dropout", "output_tokens", "pad_id")  # in evaluation, or where no id behind the end counts
@@ -103,6 +109,8 @@ class TransformersFolder:
         if not siglip.is_siglip(subject.model.source):
             return Usage("transformers", usage)
         told = usage.replace("CLIPModel", "SiglipModel").replace("CLIPProcessor", "SiglipProcessor")
+        if siglip.needs_5(subject.model.source):
+            told = told.replace("transformers 4 or 5", "transformers 5")
         return Usage("transformers", told.replace("padding=True", 'padding="max_length", truncation=True'))
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
