@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipfit.config.check import CheckConfig
     from clipfit.config.models import ModelsConfig
     from clipfit.config.predict import PredictConfig
+    from clipfit.config.report import ReportConfig
     from clipfit.errors import ClipfitError, DataError, GuardError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
     from clipfit.predictor import Prediction, Predictor, load
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clipfit.verbs.export import ExportResult, export
     from clipfit.verbs.models import ModelList, models
     from clipfit.verbs.predict import PredictResult, predict
+    from clipfit.verbs.report import Reported, report_on
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
@@ -39,6 +41,7 @@ _HOME = {
     "export": "verbs.export", "ExportResult": "verbs.export",
     "models": "verbs.models", "ModelList": "verbs.models", "ModelsConfig": "config.models",
     "predict": "verbs.predict", "PredictResult": "verbs.predict", "PredictConfig": "config.predict",
+    "report_on": "verbs.report", "Reported": "verbs.report", "ReportConfig": "config.report",
     "load": "predictor", "Predictor": "predictor", "Prediction": "predictor",
     "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
     "ExplainConfig": "config", "Recipe": "config", "adapt_config": "methods.declared",
@@ -72,6 +75,8 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Recipe",
+    "ReportConfig",
+    "Reported",
     "UsageError",
     "adapt",
     "adapt_config",
@@ -83,6 +88,7 @@ __all__ = [
     "load",
     "models",
     "predict",
+    "report_on",
 ]
 
 

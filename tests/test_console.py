@@ -21,6 +21,7 @@ from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
 from clipfit.verbs.predict import Counts, PredictResult
+from clipfit.verbs.report import Reported
 
 HOSTILE = {
     "markup": ("[red]loud[/]", "[red]loud[/]"),
@@ -65,6 +66,9 @@ SHOWN = {
     ),
     "predicted": lambda console, name: console.predicted(PredictResult(Path(name), name, Counts(2, 1, 1), left_out=1)),
     "exported": lambda console, name: console.exported(exported(name)),
+    "reported": lambda console, name: console.reported(
+        Reported(Path(name), Path(name), name, 0.5, (Path(name),), (name,))
+    ),
 }
 
 

@@ -102,6 +102,7 @@ def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path
         ("transformers", {"formats/_consume_transformers.py"}),
         ("pyarrow", {"data/lists.py", "rows/tables.py"}),
         ("jinja2", {"report"}),
+        ("matplotlib", {"report/plots.py"}),
         ("ray", {"verbs/predict_ray.py"}),
         ("filelock", {"runs/place.py"}),
         ("msgspec", {"runs/record.py"}),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli import adapt, check, evaluate, explain, export, models, predict
+from clipfit.cli import adapt, check, evaluate, explain, export, models, predict, report
 from clipfit.cli.common import Commands, fill_closed_streams
 from clipfit.cli.options import with_options
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "explain": explain,
     "export": export,
     "check": check,
+    "report": report,
     "models": models,
 }
 EXIT_CODES = (

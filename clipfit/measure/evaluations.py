@@ -11,6 +11,7 @@ from typing import Any
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
 from clipfit.runs import files, manifest, place
+from clipfit.runs.run import Run
 
 FOLDER = "evaluations"
 DOCUMENT = "evaluation.json"
@@ -109,6 +110,23 @@ def read(folder: Path) -> StoredEvaluation:
         ModelError: its document is missing or not as it was written.
     """
     return StoredEvaluation(folder, files.read_json(_proven(folder / DOCUMENT)))
+
+
+def newest(run: Run) -> StoredEvaluation | None:
+    """The evaluation of a run that says most: on held-out images before others, with its own templates before others,
+    of those the newest. None where nothing was kept.
+
+    Raises:
+        ModelError: one is damaged.
+    """
+    found = [(read(file.parent), file.stat().st_mtime_ns) for file in sorted(run.evaluations.glob(f"*/{DOCUMENT}"))]
+    own = list(run.templates)
+
+    def rank(one: tuple[StoredEvaluation, int]) -> tuple[bool, bool, int]:
+        document = one[0].document
+        return bool(document["held_out"]), document.get("templates", [run.template]) == own, one[1]
+
+    return max(found, key=rank)[0] if found else None
 
 
 def _proven(path: Path) -> Path:

@@ -70,7 +70,7 @@ def figures(
     Args:
         temperature: of the run, for the table that it holds for.
     """
-    parts, reference = _parts(model, base, new), _parts(zero_shot, base, new)
+    parts, reference = parts_of(model, base, new), parts_of(zero_shot, base, new)
     accuracies = {part: table.accuracy() for part, table in parts.items()}
     return AlphaResult(
         model["union"].alpha,
@@ -83,7 +83,7 @@ def figures(
     )
 
 
-def _parts(tables: Tables, base: Sequence[str], new: Sequence[str]) -> dict[str, Predictions]:
+def parts_of(tables: Tables, base: Sequence[str], new: Sequence[str]) -> dict[str, Predictions]:
     """The parts that have images; the union has them where there are images of new classes."""
     union = tables["union"]
     found = {

@@ -26,6 +26,7 @@ from clipfit.verbs.evaluate import Evaluation
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
 from clipfit.verbs.predict import PredictResult
+from clipfit.verbs.report import Reported
 
 
 class Console:
@@ -151,6 +152,19 @@ class Console:
         parts += [f"{counts.abstained} without a label"] if counts.abstained else []
         parts += [f"{result.left_out} files that are no images left out"] if result.left_out else []
         self._line("; ".join(parts))
+
+    def reported(self, result: Reported) -> None:
+        """Where the page is, what it is of, and what is not on it."""
+        measured = (
+            f"the evaluation {result.evaluation} at α = {result.alpha:g}" if result.evaluation else "no evaluation"
+        )
+        self._line(f"{result.output}: {result.run}, {measured}")
+        for path in result.pictures:
+            self._line(f"{path}")
+        for note in result.notes:
+            self._line(f"note: {note}")
+        if result.evaluation is None:
+            self._line(f"nothing was measured yet: clipfit evaluate {shlex.quote(str(result.run))}")
 
     def exported(self, result: ExportResult) -> None:
         """Where the export is, and the rows of its proof."""
