@@ -11,12 +11,14 @@ import rich.console
 
 from clipfit.config import EpisodesConfig
 from clipfit.config.outputs import FormatOptions
+from clipfit.data.findings import Finding
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
 from clipfit.measure.metrics import Estimate
 from clipfit.report.console import Console
 from clipfit.report.pace import words
 from clipfit.verbs.adapt import AdaptResult, OnShots
+from clipfit.verbs.check import Checked
 from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
@@ -43,6 +45,11 @@ def adapted(name: str) -> AdaptResult:
     return AdaptResult(**facts)
 
 
+def checked(name: str) -> Checked:
+    finding = Finding("duplicate", "hint", (name,), (name,), name, name)
+    return Checked(name, name, 4, {name: {"train": 4}}, (finding,), (name,))
+
+
 def compared(name: str) -> EpisodeReport:
     config = EpisodesConfig(Path(name), Path("out"), (name,), model=name)
     return EpisodeReport(config, (EpisodeRow(name, 1, 0.5, Estimate(0.5, None, 1), Estimate(0.1, None, 1)),))
@@ -60,6 +67,7 @@ SHOWN = {
     "say": lambda console, name: console.say(f"reading {name}"),
     "step": lambda console, name: console.step(StepReport(1, 2, 1, 4, 1e-3, {name: 0.5}, 0.5)),
     "adapted": lambda console, name: console.adapted(adapted(name)),
+    "checked": lambda console, name: console.checked(checked(name)),
     "compared": lambda console, name: console.compared(compared(name)),
     "explained": lambda console, name: console.explained(
         Explained(Path(name), 0.5, (Path(name),), ({"image": name, "class": name, "probability": 0.5},))
