@@ -146,7 +146,7 @@ def test_the_keys_that_scripts_rely_on(cli, split_run):
     record = cli("evaluate", split_run, "--json").document
     assert set(record) == {
         "run", "data", "method", "held_out", "features", "base_classes", "new_classes", "alphas", "notes", "skipped",
-        "kept", "model",
+        "kept", "model", "templates", "retain", "drift",
     }  # fmt: skip
     assert record["held_out"] is True
     assert record["base_classes"] == ["bee", "cow", "dog"]

@@ -116,12 +116,12 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
             progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
-        if config.resume and (reports := _finished(job, saving)):
+        done = _finished(job, saving) if config.resume else None
+        if done:
             progress.say(f"{target} is finished already: nothing is left to do")
-            job.clip.load_state(open_run(target).state(open_run(target).alpha))
+            job.clip.load_state(open_run(target).state(done.alpha))
         else:
-            reports = _carry_out(config, job, saving, progress, started)
-        run = open_run(target)
+            done = _carry_out(config, job, saving, progress, started)
         after = accuracy_on_shots(job.clip, job.shots, job.record)
     return AdaptResult(
         run=target,
@@ -129,13 +129,13 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         model=config.model,
         classes=len(job.shots.base),
         shots=len(job.shots),
-        steps=reports[-1].steps,
-        losses=reports[-1].losses,
+        steps=done.reports[-1].steps,
+        losses=done.reports[-1].losses,
         seconds=time.monotonic() - started,
-        alpha=run.alpha,
+        alpha=done.alpha,
         on_shots=OnShots(before, after),
         skipped=job.shots.skipped,
-        forecast=forecast_of(run),
+        forecast=done.forecast,
     )
 
 
@@ -234,8 +234,17 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
     )
 
 
-def _finished(job: Job, saving: Saving) -> list[StepReport]:
-    """The steps of this very run where it is complete, and none where it has still to be made.
+@dataclass(frozen=True)
+class Done:
+    """What a finished run is of."""
+
+    reports: list[StepReport]
+    alpha: float
+    forecast: Forecast | None
+
+
+def _finished(job: Job, saving: Saving) -> Done | None:
+    """This very run where it is complete, and None where it has still to be made.
 
     Raises:
         UsageError: another run is there, and no saved state of one that was to replace it.
@@ -243,18 +252,19 @@ def _finished(job: Job, saving: Saving) -> list[StepReport]:
     """
     nothing_there = not (job.target / CONFIG).exists()
     if nothing_there or (saving.found and not manifest.is_sealed(job.target)):
-        return []
+        return None
     run = open_run(job.target)
     found = {"config": _asked(run.record), "shots": list(run.shots), "classes": list(run.base)}
     if differences(found, job.identity):
         if not saving.found:
             require_same(found, job.identity, f"the run {job.target}")
-        return []
+        return None
     saving.clear()
-    return [StepReport(**line) for line in files.read_lines(run.path / METRICS)]
+    reports = [StepReport(**line) for line in files.read_lines(run.path / METRICS)]
+    return Done(reports, run.alpha, forecast_of(run))
 
 
-def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress, started: float) -> list[StepReport]:
+def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress, started: float) -> Done:
     """Train, and write the run; the model is the ensemble afterwards."""
     clip, shots, adaptation = job.clip, job.shots, job.adaptation
     pretrained = clip.snapshot("cpu")
@@ -281,7 +291,7 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
         clip.load_state(ensemble)
         _prove(folder / MODEL, clip)
         _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
-    return reports
+    return Done(reports, record.alpha, found.forecast if found else None)
 
 
 def _look(
