@@ -55,7 +55,7 @@ def test_an_error_is_one_document_beside_its_sentence(cli, tmp_path):
     for arguments, code, words in (
         (("adapt", "nowhere"), 3, "there is no nowhere"),
         (("adapt", "pets", "--alpha", 2), 2, "alpha must lie between"),
-        (("adapt", "pets", "--alpha", "two"), 2, "--alpha"),
+        (("adapt", "pets", "--alpha", "two"), 2, "alpha must be a ratio between 0 and 1, or auto"),
         (("adapt", "pets", "--alhpa", 1), 2, "--alhpa"),
         (("adapt",), 2, "Missing argument"),
         (("adpt",), 2, "adpt"),
