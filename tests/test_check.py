@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_classes, picture
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from clipfit import CheckConfig, check
+from clipfit.data.faults import near_copies
+from clipfit.data.layout import Sample
 from clipfit.errors import DataError
+from clipfit.measure import suspicions
+from clipfit.model import tokenizing
+from clipfit.model.tokenizing import are_cut
 from clipfit.verbs.check import Checked
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "shots"
@@ -98,7 +105,7 @@ def test_a_leak_is_an_error_where_it_is_exact_and_a_hint_where_it_is_nearly_so(i
         "error": {f"train/fish/{fish.name}", "test/fish/other.webp"},
         "hint": {f"train/key/{key.name}", "test/key/other.jpg"},
     }
-    with pytest.raises(DataError, match=r"1 error: .* are the same picture, in test and train: keep") as ended:
+    with pytest.raises(DataError, match=r"1 error: .* are the same picture, in test and train; keep") as ended:
         result.require_no_errors()
     assert ended.value.found is result
 
@@ -115,6 +122,7 @@ def test_one_picture_under_two_labels_is_an_error_and_the_whole_report_is_printe
     shutil.copy(copied, icons / "train" / "key" / "wrong.png")
     (icons / "train" / "tree" / "broken.png").write_bytes(b"no picture")
     (icons / "train" / "egg").mkdir()
+    first(icons / "train" / "airplane").unlink()  # a hint, found before the other errors are
     result = cli("check", icons, "--model", TINY, "--json")
     assert result.code == 3
     document = result.document
@@ -127,9 +135,10 @@ def test_one_picture_under_two_labels_is_an_error_and_the_whole_report_is_printe
     assert by_kind["unreadable"]["images"] == ["train/tree/broken.png"]
     assert by_kind["empty-class"]["classes"] == ["egg"]
     assert all(finding["advice"] for finding in document["findings"])
+    assert [finding["severity"] for finding in document["findings"][:4]] == ["error"] * 3 + ["hint"]
     for kind in by_kind:
         assert f"  {kind} (1): " in result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f"error: {icons} has 3 errors: ")
+    assert result.stderr.splitlines()[-1].startswith(f"error: {icons} has 3 errors, the first: ")
 
 
 def test_a_file_that_a_manifest_labels_twice_and_names_that_are_one(tmp_path, flat):
@@ -174,8 +183,12 @@ def test_a_set_that_is_soft_throughout_is_not_called_blurred(tmp_path):
     for k in range(12):
         folder = tmp_path / "soft" / ("cell" if k % 2 else "void")
         folder.mkdir(parents=True, exist_ok=True)
-        picture(k, (300, 300)).filter(ImageFilter.GaussianBlur(9)).save(folder / f"{k}.png")
-    assert not found(checked(tmp_path / "soft"), "blurred")
+        coarse = ImageOps.autocontrast(picture(k, (8, 8)))
+        coarse.resize((300, 300), Image.Resampling.BICUBIC).save(folder / f"soft{k}.png")
+    result = checked(tmp_path / "soft")
+    assert not found(result, "blurred")
+    make_classes(tmp_path / "soft", {"cell": 20}, seed=1)  # among sharp ones they are
+    assert len(found(checked(tmp_path / "soft"), "blurred")) == 12
 
 
 def test_names_that_the_model_confuses_cuts_or_cannot_tell_apart(icons, tmp_path):
@@ -214,12 +227,13 @@ def test_one_class_alone_is_an_error(tmp_path):
 def test_names_of_classes_and_files_are_shown_and_not_obeyed(cli, tmp_path, models, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     root = make_classes(tmp_path / "bad", {"cat\x1b[31m[bold]": 2, "dog": 2})
-    shutil.copy(root / "dog" / "0.png", root / "cat\x1b[31m[bold]" / "[red]copy.png")
+    copy = "[red]" + 12 * "\x1b" + "copy.png"  # each is four columns wide when it is shown
+    shutil.copy(root / "dog" / "0.png", root / "cat\x1b[31m[bold]" / copy)
     result = cli("check", root, "--model", models["vit"])
     assert result.code == 3
     assert "\x1b[31m" not in result.stderr
-    assert r"cat\x1b[31m[bold]/[red]copy.png" in result.stderr.replace("\n", "").replace("    ", "")
     shown = [line for line in result.stderr.splitlines() if line.startswith("  ")]
+    assert r"cat\x1b[31m[bold]/[red]" + 12 * r"\x1b" + "copy.png" in "".join(line.strip() for line in shown)
     assert len(shown) > 3
     assert max(map(len, shown)) <= 80
 
@@ -231,12 +245,32 @@ def test_many_classes_are_summed_up(cli, tmp_path, models):
     assert "thing 40 " not in result.stderr
 
 
-def test_the_greatest_group_of_copies_needs_no_pairs(tmp_path):
-    """A thousand near copies and more than one block of them: one group."""
-    import torch
+def test_labels_are_judged_in_every_block_of_images():
+    draw = torch.Generator().manual_seed(0)
+    labels = [k % 3 for k in range(2100)]
+    images = torch.nn.functional.normalize(torch.eye(3)[labels] + 0.05 * torch.rand(2100, 3, generator=draw), dim=1)
+    samples = [Sample(Path(f"{k}"), f"{k}", "abc"[label]) for k, label in enumerate(labels)]
+    images[7] = torch.tensor([0.8, 0.0, 0.6])  # labelled b, and of no class for sure
+    for k in (5, 1500, 2090):
+        samples[k] = replace(samples[k], label="abc"[(labels[k] + 1) % 3])
+    findings, reason = suspicions.doubtful_labels(samples, "abc", images, lambda u: 20 * u)
+    assert reason is None
+    assert [(f.images, f.classes) for f in findings] == [
+        ((f"{k}",), ("abc"[(labels[k] + 1) % 3], "abc"[labels[k]])) for k in (5, 1500, 2090)
+    ]
 
-    from clipfit.data.faults import near_copies
 
+def test_a_text_is_cut_whether_or_not_the_tokenizer_ends_texts(vit, monkeypatch):
+    def letters(texts: list[str], context_length: int = 8) -> torch.Tensor:
+        return torch.tensor([[ord(c) for c in text[:context_length].ljust(context_length)] for text in texts])
+
+    assert are_cut(vit.source, ["tree " * 14, "tree " * 15]) == [False, True]  # of 16 tokens, two stand for the ends
+    monkeypatch.setattr(tokenizing, "tokenizer_of", lambda source: letters)
+    assert are_cut(vit.source, ["", "abcdefgh", "abcdefghi"]) == [False, False, True]
+
+
+def test_near_copies_in_several_blocks_are_one_group():
+    """More than one block of near copies: one group."""
     draw = np.random.default_rng(0)
     one = draw.integers(0, 255, (16, 16, 3)).astype(np.int64)
     thumbs = [(one + draw.integers(-2, 3, one.shape)).clip(0, 255).astype(np.uint8) for _ in range(1500)]

@@ -19,11 +19,9 @@ from clipfit.data.objections import ObjectionError
 from clipfit.data.shots import UNBALANCED
 
 ENLARGED = 2  # a picture that the model sees more than so many times enlarged is tiny
-# chosen by looking: sharp photographs and drawings have at least 0.02, half of them over 0.1; under a Gaussian blur of
-# 1/128 of the short side photographs have 0.002, with 1/50 drawings too (docs/check.md)
+# chosen by looking at sharp photographs and drawings, and the same blurred: the table in docs/check.md
 BLURRED, OF_THE_MEDIAN = 0.01, 0.1
-# correlation of 16 x 16 thumbnails, and cosine of embeddings: copies of another size or quality have 0.99 and more,
-# different drawings of one object at most 0.986
+# correlation of 16 x 16 thumbnails, and cosine of embeddings: between copies and two drawings of one object, see there
 SAME_THUMB, SAME_EMBEDDING = 0.99, 0.85
 BLOCK = 1024
 FEW = 8  # images a class

@@ -120,7 +120,6 @@ def _class_folders(root: Path, aside: _Aside, objections: Objections | None) -> 
         if not images:
             empty = ObjectionError("empty-class", _without_images(folder, others), classes=(folder.name,))
             object_to(empty, objections)
-            continue
         aside.inside += others
         rows += [Row(path, path.relative_to(root.parent).as_posix(), folder.name) for path in images]
     return rows

@@ -140,8 +140,8 @@ def _neighbours(images: torch.Tensor, start: int, rows: int) -> torch.Tensor:
 
 def _doubtful(sample: Sample, other: str, probability: float) -> Finding:
     message = (
-        f"{sample.source} is labelled {sample.label!r}, but zero-shot names it {other!r} ({probability:.0%}) and so do "
-        "the images most like it"
+        f"{sample.source} is labelled {sample.label!r}, but zero-shot names it {other!r} ({probability:.0%}), and none "
+        f"of the images most like it is {sample.label!r}"
     )
     return hint("doubtful-label", message, "look at it; move it if the label is wrong", (sample.source,),
                 (sample.label, other))  # fmt: skip

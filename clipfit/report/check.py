@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import rich.console
-from rich.padding import Padding
 from rich.text import Text
 
 from clipfit.data.findings import Finding
@@ -50,15 +49,16 @@ def _show_counts(out: rich.console.Console, result: Checked) -> None:
 
 def _show_kind(out: rich.console.Console, kind: str, findings: list[Finding]) -> None:
     """The kind and what to do, then a paragraph a finding."""
-    out.print(_paragraph(f"{kind} ({len(findings)}): {findings[0].advice}", indent=2))
+    _paragraph(out, f"{kind} ({len(findings)}): {findings[0].advice}", indent=2)
     for finding in findings[:MOST]:
-        out.print(_paragraph(finding.message, indent=4))
+        _paragraph(out, finding.message, indent=4)
     if len(findings) > MOST:
-        out.print(_paragraph(f"and {len(findings) - MOST} more: --json has all", indent=4))
+        _paragraph(out, f"and {len(findings) - MOST} more: --json has all", indent=4)
 
 
-def _paragraph(text: str, indent: int) -> Padding:
-    return Padding(Text(printable(text), overflow="fold"), (0, 0, 0, indent))
+def _paragraph(out: rich.console.Console, text: str, indent: int) -> None:
+    for piece in Text(printable(text)).wrap(out, out.width - indent, overflow="fold"):
+        line(out, " " * indent + piece.plain.rstrip())
 
 
 def _several(count: int, what: str) -> str:

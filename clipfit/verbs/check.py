@@ -67,8 +67,8 @@ class Checked:
             return
         count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         first = self.errors[0]
-        more = "" if len(self.errors) == 1 else ", and so on"
-        refusal = DataError(f"{self.shots} has {count}: {first.message}: {first.advice}{more}.")
+        which = ":" if len(self.errors) == 1 else ", the first:"
+        refusal = DataError(f"{self.shots} has {count}{which} {first.message}; {first.advice}.")
         refusal.found = self
         raise refusal
 
