@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clipfit.verbs.episodes import finished
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -29,7 +30,6 @@ from clipfit.model.loading import load
 from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.report.console import Console, percent
-from clipfit.verbs.episodes import finished
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/far_shift"

@@ -14,17 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipfit.config import AdaptConfig, EpisodesConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
+    from clipfit.config import AdaptConfig, EvaluateConfig, ExplainConfig, ExportConfig, Recipe
     from clipfit.config.check import CheckConfig
     from clipfit.config.models import ModelsConfig
+    from clipfit.config.plan import BenchmarkConfig
     from clipfit.config.predict import PredictConfig
     from clipfit.config.report import ReportConfig
     from clipfit.errors import ClipfitError, DataError, GuardError, ModelError, NonFiniteError, OutputError, UsageError
     from clipfit.methods.declared import adapt_config
     from clipfit.predictor import Prediction, Predictor, load
     from clipfit.verbs.adapt import AdaptResult, adapt
+    from clipfit.verbs.benchmark import Benchmarked, benchmark
     from clipfit.verbs.check import Checked, check
-    from clipfit.verbs.episodes import EpisodeReport, episodes
     from clipfit.verbs.evaluate import Evaluation, evaluate
     from clipfit.verbs.explain import Explained, explain
     from clipfit.verbs.export import ExportResult, export
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapt": "verbs.adapt", "AdaptResult": "verbs.adapt",
+    "benchmark": "verbs.benchmark", "Benchmarked": "verbs.benchmark", "BenchmarkConfig": "config.plan",
     "check": "verbs.check", "Checked": "verbs.check", "CheckConfig": "config.check",
-    "episodes": "verbs.episodes", "EpisodeReport": "verbs.episodes",
     "evaluate": "verbs.evaluate", "Evaluation": "verbs.evaluate",
     "explain": "verbs.explain", "Explained": "verbs.explain",
     "export": "verbs.export", "ExportResult": "verbs.export",
@@ -43,7 +44,7 @@ _HOME = {
     "predict": "verbs.predict", "PredictResult": "verbs.predict", "PredictConfig": "config.predict",
     "report_on": "verbs.report", "Reported": "verbs.report", "ReportConfig": "config.report",
     "load": "predictor", "Predictor": "predictor", "Prediction": "predictor",
-    "AdaptConfig": "config", "EpisodesConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
+    "AdaptConfig": "config", "EvaluateConfig": "config", "ExportConfig": "config",
     "ExplainConfig": "config", "Recipe": "config", "adapt_config": "methods.declared",
     "ClipfitError": "errors", "DataError": "errors", "GuardError": "errors", "ModelError": "errors",
     "NonFiniteError": "errors", "OutputError": "errors", "UsageError": "errors",
@@ -52,12 +53,12 @@ _HOME = {
 __all__ = [
     "AdaptConfig",
     "AdaptResult",
+    "BenchmarkConfig",
+    "Benchmarked",
     "CheckConfig",
     "Checked",
     "ClipfitError",
     "DataError",
-    "EpisodeReport",
-    "EpisodesConfig",
     "EvaluateConfig",
     "Evaluation",
     "ExplainConfig",
@@ -80,8 +81,8 @@ __all__ = [
     "UsageError",
     "adapt",
     "adapt_config",
+    "benchmark",
     "check",
-    "episodes",
     "evaluate",
     "explain",
     "export",

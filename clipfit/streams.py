@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # the place in this list is part of every stream: append, never reorder
-PURPOSES = ("order", "crop", "adapters", "image dropout", "text dropout", "balance", "folds")
+PURPOSES = ("order", "crop", "adapters", "image dropout", "text dropout", "balance", "folds", "episodes")
 
 
 def stream_seed(seed: int, purpose: str, *index: int) -> int:

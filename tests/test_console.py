@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import rich.console
+from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 
 from clipfit.config import EpisodesConfig
 from clipfit.config.outputs import FormatOptions
@@ -19,7 +20,6 @@ from clipfit.report.console import Console
 from clipfit.report.pace import words
 from clipfit.verbs.adapt import AdaptResult, OnShots
 from clipfit.verbs.check import Checked
-from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
 from clipfit.verbs.predict import Counts, PredictResult

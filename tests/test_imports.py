@@ -25,7 +25,7 @@ ROWS = [
     {"formats"},
     {"adaptation", "again", "predictor"},
     {"folding"},
-    {"outlook"},
+    {"outlook", "plans"},
     {"verbs"},
     {"report"},
     {"cli"},

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clipfit.cli import adapt, check, evaluate, explain, export, models, predict, report
+from clipfit.cli import adapt, benchmark, check, evaluate, explain, export, models, predict, report
 from clipfit.cli.common import Commands, fill_closed_streams
 from clipfit.cli.options import with_options
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "export": export,
     "check": check,
     "report": report,
+    "benchmark": benchmark,
     "models": models,
 }
 EXIT_CODES = (

@@ -1,7 +1,7 @@
 """What the verbs are given: frozen, checked once, with the papers' values as defaults. Nothing here needs torch."""
 
 from clipfit.config.adapt import TUNINGS, AdaptConfig
-from clipfit.config.evaluate import EpisodesConfig, EvaluateConfig
+from clipfit.config.evaluate import EvaluateConfig
 from clipfit.config.options import settings
 from clipfit.config.outputs import ExplainConfig, ExportConfig
 from clipfit.config.parsing import parse_alphas, parse_numbers, parse_part
@@ -13,7 +13,6 @@ __all__ = [
     "PRECISIONS",
     "TUNINGS",
     "AdaptConfig",
-    "EpisodesConfig",
     "EvaluateConfig",
     "ExplainConfig",
     "ExportConfig",

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CiteOptions(Checked):
-    """λ and η of eq. 6, and whether eq. 4 is read literally (see losses.supervised_contrastive)."""
+    """The weights of eq. 6, and whether eq. 4 is read literally (see losses.supervised_contrastive)."""
 
+    dva_weight: float = option(1.0, "Weight of the alignment with the classifier; the paper has none, 1.", low=0)
     scl_weight: float = option(0.7, "λ, weight of the contrastive loss.", low=0)
     vld_weight: float = option(0.1, "η, weight of the distillation from the pre-trained model.", low=0)
     literal_scl: bool = option(False, "Eq. 4 as printed, the positive pair left out of its denominator.")
@@ -53,7 +54,7 @@ class Cite:
         scl = supervised_contrastive(e.u, e.t, batch.classes, scale, positive_in_denominator=not literal)
         vld = similarity_distillation(e.u, e.t, e.teacher_u, self.teacher_t[batch.present], batch.counts, scale)
         return {
-            "dva": Term(1.0, dva),
+            "dva": Term(self.options.dva_weight, dva),
             "scl": Term(self.options.scl_weight, scl),
             "vld": Term(self.options.vld_weight, vld),
         }

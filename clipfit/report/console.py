@@ -10,18 +10,16 @@ import rich.box
 import rich.console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.forecast import Forecast
-from clipfit.measure.metrics import Estimate
-from clipfit.report import check, evaluation, forgetting
+from clipfit.report import benchmark, check, evaluation, forgetting
 from clipfit.report.pace import Pace
 from clipfit.text import printable
 from clipfit.verbs.adapt import AdaptResult
+from clipfit.verbs.benchmark import Benchmarked
 from clipfit.verbs.check import Checked
-from clipfit.verbs.episodes import EpisodeReport
 from clipfit.verbs.evaluate import Evaluation
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
@@ -122,19 +120,10 @@ class Console:
         self._stop()
         check.show(self._out, result)
 
-    def compared(self, report: EpisodeReport) -> None:
-        """The table of `evaluate --episodes`: a row a method, a number of shots and an α."""
-        c = report.config
-        title = f"{c.way}-way episodes of {c.data} on {c.model}, {c.query} queries a class"
-        table = Table(title=_cell(title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("method", "shots", "α", "accuracy", "minus zero-shot\n(paired)", "episodes"):
-            table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
-        for row in report.rows:
-            table.add_row(
-                _cell(row.method), str(row.shots), f"{row.alpha:g}", percent(row.accuracy), percent(row.gain),
-                str(row.accuracy.n),
-            )  # fmt: skip
-        self._out.print(table)
+    def benchmarked(self, result: Benchmarked) -> None:
+        """The table of `benchmark`, and how far the plan is."""
+        self._stop()
+        benchmark.show(self._out, result)
 
     def explained(self, result: Explained) -> None:
         """A line a picture."""
@@ -213,13 +202,6 @@ def _proved(proof: Proof) -> list[str]:
 def _agreeing(row: Agreement, what: str) -> str:
     found = f"{row.images} {what}: logits within {row.largest_difference:.1e}, {row.same_labels} best labels the same"
     return found if row.accuracy is None else f"{found}, {row.accuracy:.1%} right"
-
-
-def percent(value: Estimate) -> str:
-    """Percent, ± half of the 95% interval."""
-    if value.mean is None:
-        return "–"
-    return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
 
 
 def _skipped(sources: tuple[str, ...]) -> str:

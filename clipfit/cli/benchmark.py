@@ -1,0 +1,32 @@
+"""`clipfit benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipfit.cli.common import keeping, print_json
+from clipfit.cli.options import Json
+from clipfit.config.options import Declared, declared_by
+from clipfit.config.plan import BenchmarkConfig
+
+
+def options() -> list[Declared]:
+    """benchmark's own."""
+    return list(declared_by(BenchmarkConfig).values())
+
+
+def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
+    """Compare methods over sets, shots and seeds, as a plan file says; goes on where it stopped."""
+    config = BenchmarkConfig(**{"output": Path("benchmark") / values["plan"].stem, **values})
+
+    from clipfit import benchmark
+    from clipfit.report.console import Console
+
+    kept = f"finished cells are kept in {config.output}; the same command goes on from there"
+    with keeping(kept), Console() as console:
+        result = benchmark(config, console)
+        console.benchmarked(result)
+    if as_json:
+        print_json(result.as_json())

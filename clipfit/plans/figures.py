@@ -1,0 +1,172 @@
+"""The tables of a plan as data: means over seeds, differences paired by seed, what papers published."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clipfit.config.plan import Plan
+from clipfit.measure.metrics import Estimate, estimate, harmonic_mean, paired_difference
+from clipfit.plans.cells import Cell, Result, in_episodes
+
+HM = "HM"
+MEAN = "mean"
+Results = Mapping[Cell, Result]
+Row = tuple[str, float]  # a method, at a ratio
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A figure minus that of the reference, paired by seed; fractions of 1.
+
+    low, high: Student's 95% interval over seeds; with one seed Newcombe's over images; None where there is neither.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """ "better" or "worse" where the interval leaves no doubt, else empty."""
+        if self.low is None or self.high is None:
+            return ""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the tables: a row's, on a set or on the mean of all, at a number of shots, in a column.
+
+    mean, half_width: fractions of 1, over n seeds or episodes, with half of Student's 95% interval.
+    published: of a paper, in percent; sets: over how many sets a mean is.
+    """
+
+    set: str
+    method: str
+    alpha: float
+    shots: int | None
+    figure: str
+    found: Estimate
+    gain: Gain | None
+    sets: int = 1
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of `benchmark --json` and of table.csv."""
+        none = {"difference": None, "low": None, "high": None}
+        gain = {key: value for key, value in asdict(self.gain).items() if key in none} if self.gain else none
+        return {"set": self.set, "sets": self.sets, "method": self.method, "alpha": self.alpha, "shots": self.shots,
+                "figure": self.figure, **asdict(self.found), **gain}  # fmt: skip
+
+
+class Tables:
+    """The figures of the cells that are finished."""
+
+    def __init__(self, plan: Plan, results: Results):
+        self.plan, self._results = plan, results
+        self.shots: tuple[int | None, ...] = plan.shots or (None,)
+        halves = {"bng": [""], "cdg": [f"{name} " for name in plan.targets]}.get(plan.protocol)
+        self.halves = halves or []  # what stands before base, new and HM
+        self._of_cell = {name: [*(f"{h}{part}" for h in self.halves for part in ("base", "new"))] or self._others(name)
+                         for name in plan.sets}  # fmt: skip
+
+    def _others(self, name: str) -> list[str]:
+        return [name, *self.plan.targets] if self.plan.protocol == "dg" else ["accuracy"]
+
+    def columns(self, name: str) -> list[str]:
+        """The figures of a set."""
+        if self.halves:
+            return [f"{h}{part}" for h in self.halves for part in ("base", "new", HM)]
+        return self._of_cell[name]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Methods in the plan's order, each at its ratios."""
+        found = {(cell.method, alpha): None for cell, result in self._results.items() for alpha in result.predicted}
+        order = list(self.plan.methods)
+        return sorted(found, key=lambda row: (order.index(row[0]), row[1]))
+
+    def figures(self) -> list[Figure]:
+        """All of them: of the mean over the sets first, where there are several."""
+        several = self.plan.protocol in ("fsl", "bng", "episodes") and len(self.plan.sets) > 1
+        found = [list(self._of_sets(name, [name])) for name in self.plan.sets]
+        means = list(self._of_sets(MEAN, list(self.plan.sets))) if several else []
+        return [*means, *(figure for figures in found for figure in figures)]
+
+    def _of_sets(self, called: str, names: Sequence[str]) -> Iterator[Figure]:
+        """A mean is over the sets that every row has finished at this number of shots."""
+        for shots in self.shots:
+            there = [name for name in names if all(self._values(row, [name], shots, f) for row in self.rows
+                                                   for f in self._of_cell[name][:1])]  # fmt: skip
+            there = there if len(names) > 1 else list(names)
+            for row in self.rows if there else ():
+                for figure in self.columns(there[0]):
+                    values = self._values(row, there, shots, figure)
+                    if values:
+                        gain = self._gain(row, there, shots, figure, values)
+                        yield Figure(
+                            called, *row, shots, figure, estimate(list(values.values())), gain, len(there)
+                        )  # fmt: skip
+
+    def _values(self, row: Row, names: Sequence[str], shots: int | None, figure: str) -> dict[int | None, float]:
+        """By seed: of the seeds that are finished on all of these sets, the mean over them.
+
+        An HM over several sets is that of the mean B and the mean N, as the papers have it (85.48 and 77.08: 81.06).
+        """
+        if figure.endswith(HM) and self.halves:
+            base, new = (self._values(row, names, shots, figure[: -len(HM)] + part) for part in ("base", "new"))
+            return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
+        of_sets = [self._of_set(row, name, shots, figure) for name in names]
+        seeds = [seed for seed in of_sets[0] if all(seed in found for found in of_sets)]
+        return {seed: statistics.fmean(found[seed] for found in of_sets) for seed in seeds}
+
+    def _of_set(self, row: Row, name: str, shots: int | None, figure: str) -> dict[int | None, float]:
+        return {seed: result.accuracy(row[1], figure) for seed, result in self._by_seed(row, name, shots)}
+
+    def _by_seed(self, row: Row, name: str, shots: int | None) -> Iterator[tuple[int | None, Result]]:
+        for cell, result in self._results.items():
+            if (cell.method, cell.set) == (row[0], name) and cell.shots in (shots, None) and row[1] in result.predicted:
+                yield cell.seed, result
+
+    def _reference(self, row: Row) -> Row | None:
+        """The reference at this ratio; where it has none such, at its only one."""
+        mine = [other for other in self.rows if other[0] == self.plan.reference]
+        found = next((other for other in mine if other[1] == row[1]), mine[0] if len(mine) == 1 else None)
+        return None if row[0] == self.plan.reference else found
+
+    def _gain(
+        self, row: Row, names: Sequence[str], shots: int | None, figure: str, values: Mapping[int | None, float]
+    ) -> Gain | None:
+        reference = self._reference(row)
+        if reference is None:
+            return None
+        others = self._values(reference, names, shots, figure)
+        pairs = {seed: others.get(seed, others.get(None)) for seed in values}
+        gains = [values[seed] - other for seed, other in pairs.items() if other is not None]
+        if not gains:
+            return None
+        found = estimate(gains)
+        mean = found.mean or 0.0
+        if found.half_width is not None:
+            return Gain(mean, mean - found.half_width, mean + found.half_width, found.n)
+        if len(names) > 1 or figure.endswith(HM):
+            return Gain(mean, None, None, found.n)
+        mine, other = (dict(self._by_seed(r, names[0], shots)) for r in (row, reference))
+        [seed] = [seed for seed, value in pairs.items() if value is not None]
+        ours, theirs = mine[seed], other[seed] if seed in other else other[None]
+        pair = paired_difference(ours.right(row[1], figure), theirs.right(reference[1], figure))
+        return Gain(pair.difference, pair.low, pair.high, found.n)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """results.jsonl: a line a cell and ratio."""
+        kind = "episode" if in_episodes(self.plan) else "seed"
+        return [
+            {"set": cell.set, "method": cell.method, "shots": cell.shots, kind: cell.seed, "alpha": alpha,
+             "images": result.images,
+             **{figure: {"accuracy": result.accuracy(alpha, figure), "n": len(result.labels[figure])}
+                for figure in result.labels}}
+            for cell, result in self._results.items() for alpha in sorted(result.predicted)
+        ]  # fmt: skip

@@ -1,0 +1,122 @@
+"""A plan's tables for people and for spreadsheets: table.md and table.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from clipfit.config.plan import Plan
+from clipfit.measure.metrics import Estimate
+from clipfit.plans.figures import MEAN, Figure, Tables
+
+KEYS = ("set", "sets", "method", "alpha", "shots", "figure", "mean", "half_width", "n", "difference", "low", "high",
+        "published")  # fmt: skip
+
+
+def published(plan: Plan, name: str, columns: Sequence[tuple[int | None, str]]) -> dict[str, list[str]]:
+    """The figures of papers on a set, by the name of their row: a cell a column, in percent as they are printed."""
+    found = {}
+    for called, table in plan.published.items():
+        values = table.figures.get(name)
+        if values:
+            cells = [f"{value:g}" for value in values[: len(columns)]]
+            found[called] = cells + [""] * (len(columns) - len(cells))
+    return found
+
+
+def csv_of(tables: Tables) -> str:
+    """A line a number, fractions of 1; papers' figures likewise, under their own names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, KEYS, lineterminator="\n")
+    writer.writeheader()
+    for figure in tables.figures():
+        writer.writerow(figure.as_json())
+    for name in (MEAN, *tables.plan.sets):
+        columns = columns_of(tables, name)
+        for called, table in tables.plan.published.items():
+            for (shots, column), value in zip(columns, table.figures.get(name, ()), strict=False):
+                writer.writerow({"set": name, "method": called, "shots": shots, "figure": column,
+                                 "published": f"{value / 100:.6g}"})  # fmt: skip
+    return text.getvalue()
+
+
+def columns_of(tables: Tables, name: str) -> list[tuple[int | None, str]]:
+    """(shots, figure) of each column of a set's table."""
+    figures = tables.columns(next(iter(tables.plan.sets)) if name == MEAN else name)
+    return [(shots, figure) for shots in tables.shots for figure in figures]
+
+
+def markdown(tables: Tables, title: str, cells: int, finished: int) -> str:
+    """A table a set, that of the mean first: accuracies, then differences to the reference, papers' figures between."""
+    plan = tables.plan
+    by_set: dict[str, list[Figure]] = {}
+    for figure in tables.figures():
+        by_set.setdefault(figure.set, []).append(figure)
+    lines = [f"# {title}", "", f"{plan.model}, protocol {plan.protocol}. {finished} of {cells} cells are finished.", ""]
+    for name, figures in by_set.items():
+        heading = f"{name} of {figures[0].sets} sets" if name == MEAN else name
+        lines += [f"## {heading}", "", *_table(tables, name, figures), ""]
+    return "\n".join([*lines, *_foot(plan)]) + "\n"
+
+
+def _table(tables: Tables, name: str, figures: Sequence[Figure]) -> list[str]:
+    plan, columns = tables.plan, columns_of(tables, name)
+    place = {(f.method, f.alpha, f.shots, f.figure): f for f in figures}
+    rows = list(dict.fromkeys((f.method, f.alpha) for f in figures))
+    lines = [
+        _line(["method", "α", *(heading_of(tables, *column) for column in columns)]),
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for row in rows:
+        found = [place.get((*row, *column)) for column in columns]
+        lines.append(_line([row[0], f"{row[1]:g}", *(percent(f.found) if f else "" for f in found)]))
+    lines += [_line([f"*{called}*", "", *cells]) for called, cells in published(plan, name, columns).items()]
+    gains = [row for row in rows if any(f.gain for f in figures if (f.method, f.alpha) == row)]
+    if gains:
+        lines += ["", f"Minus {plan.reference}:", "", *lines[:2]]
+        for row in gains:
+            found = [place.get((*row, *column)) for column in columns]
+            lines.append(_line([row[0], f"{row[1]:g}", *(_gain(f) for f in found)]))
+    return lines
+
+
+def heading_of(tables: Tables, shots: int | None, figure: str) -> str:
+    """What stands above a column."""
+    number = f"{shots}-shot" if shots is not None and (len(tables.shots) > 1 or figure == "accuracy") else ""
+    return f"{number} {'' if number and figure == 'accuracy' else figure}".strip()
+
+
+def percent(value: Estimate) -> str:
+    """Percent, ± half of the 95% interval."""
+    if value.mean is None:
+        return ""
+    return f"{100 * value.mean:.1f}" + ("" if value.half_width is None else f" ± {100 * value.half_width:.1f}")
+
+
+def _gain(figure: Figure | None) -> str:
+    if figure is None or figure.gain is None:
+        return ""
+    gain = figure.gain
+    text = f"{100 * gain.difference:+.1f}"
+    if gain.low is not None and gain.high is not None:
+        text += f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
+    return f"**{text}**" if gain.verdict else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _foot(plan: Plan) -> list[str]:
+    what = "episodes" if plan.protocol == "episodes" else "seeds"
+    lines = [
+        f"In percent; ± is half of Student's 95% interval over {what}, in brackets that of the differences, paired by "
+        f"{what[:-1]}; with one seed Newcombe's over the images. Bold: it leaves 0 out."
+    ]
+    if what == "seeds":
+        lines.append("Seeds draw shots, order and crops; the test images are the same for all, and their own chance is "
+                     "not in an interval over seeds.")  # fmt: skip
+    if plan.protocol == "bng":
+        lines.append("HM over several sets: of the mean base and the mean new accuracy.")
+    return [*lines, *(f"*{name}*: as published, {table.source}." for name, table in plan.published.items())]

@@ -1,0 +1,173 @@
+"""Doing a cell: what it trains on, what it is measured on, and both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from clipfit.config.plan import BenchmarkConfig, Plan
+from clipfit.data.copies import Known, first_of_each, identify
+from clipfit.data.images import ImageStore, grey_bits
+from clipfit.data.layout import Sample
+from clipfit.ensemble import interpolate
+from clipfit.errors import ClipfitError
+from clipfit.events import Progress
+from clipfit.measure import scoring
+from clipfit.model.clip import Clip
+from clipfit.plans import episodes
+from clipfit.plans.cells import Cell, Result, identity_of, in_episodes
+from clipfit.plans.contenders import Contender
+from clipfit.plans.sets import LabelledSet, Part, counts_of
+from clipfit.version import __version__
+
+STORES = 4  # decoded test images of so many parts are kept
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell trains on, and what it is measured on."""
+
+    classes: tuple[str, ...]
+    shots: tuple[Sample, ...]
+    parts: tuple[Part, ...]
+
+
+class Bench:
+    """A plan's sets and its model; does cells, and knows what their results depend on."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        sets: Mapping[str, LabelledSet],
+        targets: Mapping[str, LabelledSet],
+        clip: Clip,
+        config: BenchmarkConfig,
+        progress: Progress,
+    ):
+        self.plan, self.sets, self.targets, self.clip, self._config = plan, sets, targets, clip, config
+        self.contenders = {name: Contender.of(name, table) for name, table in plan.methods.items()}
+        self._say = progress.say
+        self._prints = {name: found.fingerprint() for name, found in {**sets, **targets}.items()}
+        self._bits = {name: grey_bits(found.images.train) for name, found in sets.items()}
+        self._pools: dict[str, list[Sample]] = {}
+        self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
+
+    # ---- what a cell is
+
+    def work(self, cell: Cell) -> Work:
+        """The protocols, one after another (METHODS of the papers: arXiv 2407.04003, section 4; 2605.29776)."""
+        found, figure = self.sets[cell.set], "accuracy"
+        if in_episodes(self.plan):
+            return self._episode(cell)
+        if self.plan.protocol == "bng":  # train on the base half, test each half within its own classes
+            return self._training(cell, found.base, found.halves())
+        if self.plan.protocol == "cdg":  # train on the base half, test on the halves of other sets
+            others = self.targets.items()
+            return self._training(cell, found.base, [p for name, other in others for p in other.halves(f"{name} ")])
+        parts = [found.part(figure, found.trained)]
+        if self.plan.protocol == "dg":  # the same classes in other domains; each within its own classes
+            parts[0] = found.part(cell.set, found.trained)
+            parts += [other.part(name, other.classes) for name, other in self.targets.items()]
+        return self._training(cell, found.trained, parts)
+
+    def _training(self, cell: Cell, classes: tuple[str, ...], parts: Sequence[Part]) -> Work:
+        plain = self.contenders[cell.method].values is None
+        shots = () if plain else self.sets[cell.set].shots(classes, cell.shots, cell.seed or 0)
+        return Work(classes, shots, tuple(parts))
+
+    def _episode(self, cell: Cell) -> Work:
+        pool, number = self._pool(cell.set), cell.seed or 0
+        drawn = episodes.draw([s.label for s in pool], self.plan, cell.shots or 0, number)
+        shots = tuple(pool[i] for at in drawn.support for i in at)
+        queries = tuple(pool[i] for at in drawn.query for i in at)
+        return Work(drawn.classes, shots, (Part(cell.set, "accuracy", queries, drawn.classes),))
+
+    def _pool(self, name: str) -> list[Sample]:
+        """All images of a set, copies of one picture once: none is shot and query at a time, under two names."""
+        if name not in self._pools:
+            images = self.sets[name].images
+            samples = [*images.train, *(images.test or ())]
+            distinct = first_of_each([found.content for found in identify(samples, Known.of([]), grey_bits(samples))])
+            if len(distinct) < len(samples):
+                self._say(f"{name}: {len(samples) - len(distinct)} images are copies of others and were left out")
+            self._pools[name] = [samples[i] for i in distinct]
+        return self._pools[name]
+
+    def identity(self, cell: Cell) -> str:
+        """Of all that its result depends on: another plan, model, set or version has other cells."""
+        plan, source, contender = self.plan, self.clip.source, self.contenders[cell.method]
+        found = self.sets[cell.set]
+        settings = None
+        if contender.values is not None:
+            counts = [cell.shots] if cell.shots else counts_of(found.images.train, found.classes)
+            resolved = contender.resolved(source.adapt_defaults, found.row.settings, found.templates, counts, 0)
+            settings = {**asdict(resolved), "method": resolved.method.name}
+        drawn = [plan.way, plan.query, max(plan.shots), plan.seeds[0]] if in_episodes(plan) else found.row.few_shot
+        targets = {name: [self._prints[name], other.templates] for name, other in self.targets.items()}
+        return identity_of({
+            "clipfit": __version__, "weights": source.sha256, "model_cfg": source.model_cfg,
+            "preprocess_cfg": source.preprocess_cfg, "adapt_defaults": source.adapt_defaults,
+            "device": self.clip.device.type, "precision": self.clip.precision, "protocol": plan.protocol,
+            "set": self._prints[cell.set], "templates": found.templates, "targets": targets, "drawn": drawn,
+            "alphas": plan.alphas if settings else None, "settings": settings,
+        })  # fmt: skip
+
+    # ---- doing it
+
+    def run(self, cell: Cell) -> Result:
+        """Adapt, and measure at every α; zero-shot CLIP at 0 alone.
+
+        Raises:
+            ClipfitError: it cannot be done; the cell is named.
+        """
+        try:
+            return self._run(cell, self.work(cell))
+        except ClipfitError as error:
+            raise type(error)(f"{cell.text}: {error}") from None
+
+    def _run(self, cell: Cell, work: Work) -> Result:
+        contender, found, defaults = self.contenders[cell.method], self.sets[cell.set], self.clip.source.adapt_defaults
+        labels = {part.figure: torch.tensor(part.labels, dtype=torch.int32) for part in work.parts}
+
+        def measured(clip: Clip) -> dict[str, torch.Tensor]:
+            return {part.figure: self._predicted(clip, part, cell.set, contender) for part in work.parts}
+
+        if contender.values is None:
+            return Result(0, labels, {0.0: measured(self.clip)})
+        counts = counts_of(work.shots, work.classes)
+        seed = (cell.seed or 0) + (self.plan.seeds[0] if in_episodes(self.plan) else 0)
+        adaptation = contender.resolved(defaults, found.row.settings, found.templates, counts, seed)
+        model = self.clip.with_additions(adaptation.additions, copied=True)
+        pretrained = model.snapshot()
+        adaptation.require_distinct(model, work.classes)
+        images = ImageStore(work.shots, self._config.cache_bytes, grey_bits=self._bits[cell.set])
+        order = {name: i for i, name in enumerate(work.classes)}
+        adaptation.run(model, work.classes, images, [order[s.label] for s in work.shots], pretrained)
+        finetuned = model.snapshot()
+        predicted = {}
+        for alpha in self.plan.alphas:
+            model.load_state(interpolate(pretrained, finetuned, alpha))
+            predicted[alpha] = measured(model)
+        return Result(len(work.shots), labels, predicted)
+
+    def _predicted(self, clip: Clip, part: Part, trained: str, contender: Contender) -> torch.Tensor:
+        """The number of the class that each image is given: (n,) int32. Another set has its own templates, or these."""
+        listed = {**self.sets, **self.targets}[part.of].templates or self.sets[trained].templates
+        templates = contender.templates(self.clip.source.adapt_defaults, listed)
+        t, z = scoring.texts(clip, part.candidates, templates)  # (C, D)
+        images = self._images(part.samples, self._bits[trained], clip.geometry)
+        u = scoring.image_embeddings(clip, images, range(len(images)), self._config.batch_size, z)  # (n, D)
+        return (u @ t.T).argmax(1).to(torch.int32)
+
+    def _images(self, samples: tuple[Sample, ...], bits: int | None, geometry: Callable[..., Any]) -> ImageStore:
+        """Decoded, cut to size; those of the last few parts are kept."""
+        key = (bits, samples)
+        found = self._stores.pop(key, None) or ImageStore(samples, self._config.cache_bytes // STORES, geometry,
+                                                          grey_bits=bits)  # fmt: skip
+        self._stores[key] = found
+        while len(self._stores) > STORES:
+            self._stores.pop(next(iter(self._stores)))
+        return found

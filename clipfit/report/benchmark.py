@@ -1,0 +1,50 @@
+"""What `benchmark` shows: the table of the mean, or of the only set, and where all of them are."""
+
+from __future__ import annotations
+
+import rich.box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clipfit.plans.figures import MEAN, Figure
+from clipfit.plans.pages import columns_of, heading_of, percent, published
+from clipfit.text import printable
+from clipfit.verbs.benchmark import MARKDOWN, Benchmarked
+
+
+def show(out: Console, result: Benchmarked) -> None:
+    """A table, and a line on how far the plan is."""
+    figures, tables = result.tables.figures(), result.tables
+    name = MEAN if any(figure.set == MEAN for figure in figures) else figures[0].set if figures else ""
+    shown = [figure for figure in figures if figure.set == name]
+    if shown:
+        columns = columns_of(tables, name)
+        title = f"{name} of {shown[0].sets} sets" if name == MEAN else name
+        table = Table(title=_cell(title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for k, heading in enumerate(("method", "α", *(heading_of(tables, *column) for column in columns))):
+            table.add_column(_cell(heading), justify="left" if k == 0 else "right", overflow="fold")
+        place = {(f.method, f.alpha, f.shots, f.figure): f for f in shown}
+        for row in dict.fromkeys((f.method, f.alpha) for f in shown):
+            found = [place.get((*row, *column)) for column in columns]
+            table.add_row(_cell(row[0]), f"{row[1]:g}", *(_figure(f) for f in found))
+        for called, cells in published(tables.plan, name, columns).items():
+            table.add_row(_cell(f"{called}, published"), "", *cells)
+        out.print(table)
+        out.print("in percent, ± half of a 95% interval; * unlike the reference beyond chance", style="dim",
+                  soft_wrap=True)  # fmt: skip
+    left = result.cells - result.finished
+    lines = [f"{result.finished} of {result.cells} cells are finished" + (f", {left} are left" if left else "")]
+    lines += [f"all tables: {result.output / MARKDOWN}"] if figures else []
+    for line in lines:
+        out.print(printable(line), markup=False, soft_wrap=True)
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None:
+        return ""
+    return percent(figure.found) + ("*" if figure.gain and figure.gain.verdict else "")
+
+
+def _cell(text: str) -> str:
+    return escape(printable(text))

@@ -1,0 +1,108 @@
+"""`benchmark`: a plan's sets × methods × shots × seeds × α, a cell at a time, and the tables of what is finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clipfit.config.plan import BenchmarkConfig, Plan, read_plan
+from clipfit.events import Progress, Silent
+from clipfit.model import devices, loading
+from clipfit.plans import pages
+from clipfit.plans.cells import FOLDER, Cell, Result, alone, cells_of, claimed
+from clipfit.plans.contenders import Contender
+from clipfit.plans.figures import Tables
+from clipfit.plans.running import Bench
+from clipfit.plans.sets import LabelledSet
+from clipfit.runs import files
+
+LINES, MARKDOWN, CSV = "results.jsonl", "table.md", "table.csv"
+
+
+@dataclass(frozen=True)
+class Benchmarked:
+    """What `benchmark` found. cells: of the plan; finished: by this process and others; done: by this one."""
+
+    plan: Path
+    output: Path
+    cells: int
+    finished: int
+    done: int
+    tables: Tables
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `benchmark --json`."""
+        return {"plan": str(self.plan), "output": str(self.output), "cells": self.cells, "finished": self.finished,
+                "done": self.done, "rows": [figure.as_json() for figure in self.tables.figures()]}  # fmt: skip
+
+
+def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benchmarked:
+    """Carry out a plan. A cell that is finished is never done again; several processes may share the work.
+
+    Each takes the next cell that none has finished or is at, until none is left, and writes the tables of what is
+    finished then.
+
+    Raises:
+        ClipfitError: see errors; cells that are finished are kept.
+    """
+    progress = progress or Silent()
+    plan = _plan(config)
+    output = config.output or Path("benchmark") / config.plan.stem
+    zero_shot = frozenset(name for name, table in plan.methods.items() if Contender.of(name, table).values is None)
+    root = config.data or config.plan.parent
+    sets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.sets.items()}
+    targets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.targets.items()}
+    for row in (*sets.values(), *targets.values()):
+        files.require_outside(output, row.row.data)
+    device = devices.resolve_device(config.device)
+    progress.say(f"loading {plan.model} on {device}")
+    clip = loading.load(plan.model, plan.pretrained, device)
+    clip.precision = devices.resolve_precision(config.precision, device)
+    bench = Bench(plan, sets, targets, clip, config, progress)
+    cells = {cell: cell.file(output, bench.identity(cell)) for cell in cells_of(plan, zero_shot)}
+    done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
+    if config.dry_run:
+        _try_all(bench, cells)
+    return _told(config, plan, output, cells, done)
+
+
+def _plan(config: BenchmarkConfig) -> Plan:
+    plan = read_plan(config.plan).only(config.sets, config.methods)
+    if config.model is not None:
+        plan = replace(plan, model=config.model, pretrained=config.pretrained)
+    elif config.pretrained is not None:
+        plan = replace(plan, pretrained=config.pretrained)
+    return plan
+
+
+def _carry_out(bench: Bench, cells: dict[Cell, Path], output: Path, progress: Progress) -> int:
+    """Every cell that is not finished and that no other process is at; how many these were."""
+    done = 0
+    files.make_folder(output / FOLDER)
+    for number, (cell, file) in enumerate(cells.items(), 1):
+        if file.exists():
+            continue
+        with claimed(file) as mine:
+            if mine:
+                progress.say(f"cell {number} of {len(cells)}: {cell.text}")
+                bench.run(cell).write(file, {"cell": cell.text})
+                done += 1
+    return done
+
+
+def _try_all(bench: Bench, cells: dict[Cell, Path]) -> None:
+    """Whatever the plan names is there: the images of every cell are found, none is decoded."""
+    for cell in cells:
+        bench.work(cell)
+
+
+def _told(config: BenchmarkConfig, plan: Plan, output: Path, cells: dict[Cell, Path], done: int) -> Benchmarked:
+    results = {cell: Result.read(file) for cell, file in cells.items() if file.exists()}
+    tables = Tables(plan, results)
+    if results:
+        with alone(output):
+            files.write_lines(output / LINES, tables.lines())
+            files.write_text(output / MARKDOWN, pages.markdown(tables, config.plan.stem, len(cells), len(results)))
+            files.write_text(output / CSV, pages.csv_of(tables))
+    return Benchmarked(config.plan, output, len(cells), len(results), done, tables)
