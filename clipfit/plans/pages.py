@@ -57,7 +57,7 @@ def markdown(tables: Tables, title: str, cells: int, finished: int) -> str:
     for name, figures in by_set.items():
         heading = f"{name} of {figures[0].sets} sets" if name == MEAN else name
         lines += [f"## {heading}", "", *_table(tables, name, figures), ""]
-    return "\n".join([*lines, *_foot(plan)]) + "\n"
+    return "\n".join([*lines, "\n\n".join(_foot(plan))]) + "\n"
 
 
 def _table(tables: Tables, name: str, figures: Sequence[Figure]) -> list[str]:
@@ -98,9 +98,7 @@ def _gain(figure: Figure | None) -> str:
     if figure is None or figure.gain is None:
         return ""
     gain = figure.gain
-    text = f"{100 * gain.difference:+.1f}"
-    if gain.low is not None and gain.high is not None:
-        text += f" [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
+    text = f"{100 * gain.difference:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
     return f"**{text}**" if gain.verdict else text
 
 
@@ -110,13 +108,11 @@ def _line(cells: Iterable[str]) -> str:
 
 def _foot(plan: Plan) -> list[str]:
     what = "episodes" if plan.protocol == "episodes" else "seeds"
-    lines = [
-        f"In percent; ± is half of Student's 95% interval over {what}, in brackets that of the differences, paired by "
-        f"{what[:-1]}; with one seed Newcombe's over the images. Bold: it leaves 0 out."
-    ]
+    lines = [f"In percent; ± is half of Student's 95% interval over {what}. Bold: the 95% interval of the difference, "
+             "in brackets, leaves 0 out."]  # fmt: skip
     if what == "seeds":
-        lines.append("Seeds draw shots, order and crops; the test images are the same for all, and their own chance is "
-                     "not in an interval over seeds.")  # fmt: skip
+        lines.append("Seeds draw shots, order and crops, and ± is their chance alone; the test images are the same for "
+                     "all. Differences are paired by seed and by image, and their intervals are of both.")  # fmt: skip
     if plan.protocol == "bng":
         lines.append("HM over several sets: of the mean base and the mean new accuracy.")
     return [*lines, *(f"*{name}*: as published, {table.source}." for name, table in plan.published.items())]

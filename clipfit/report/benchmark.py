@@ -7,10 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clipfit.plans.figures import MEAN, Figure
-from clipfit.plans.pages import columns_of, heading_of, percent, published
+from clipfit.plans.figures import HM, MEAN, Figure
+from clipfit.plans.pages import columns_of, heading_of, published
 from clipfit.text import printable
 from clipfit.verbs.benchmark import MARKDOWN, Benchmarked
+
+MOST_COLUMNS = 6  # at 80 characters; beyond it of base, new and HM the last alone
 
 
 def show(out: Console, result: Benchmarked) -> None:
@@ -20,18 +22,21 @@ def show(out: Console, result: Benchmarked) -> None:
     shown = [figure for figure in figures if figure.set == name]
     if shown:
         columns = columns_of(tables, name)
+        if len(columns) > MOST_COLUMNS and tables.halves:
+            columns = [column for column in columns if column[1].endswith(HM)]
         title = f"{name} of {shown[0].sets} sets" if name == MEAN else name
         table = Table(title=_cell(title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for k, heading in enumerate(("method", "α", *(heading_of(tables, *column) for column in columns))):
-            table.add_column(_cell(heading), justify="left" if k == 0 else "right", overflow="fold")
+            table.add_column(_cell(heading), justify="right" if k else "left", no_wrap=k == 0, overflow="fold")
         place = {(f.method, f.alpha, f.shots, f.figure): f for f in shown}
         for row in dict.fromkeys((f.method, f.alpha) for f in shown):
             found = [place.get((*row, *column)) for column in columns]
             table.add_row(_cell(row[0]), f"{row[1]:g}", *(_figure(f) for f in found))
-        for called, cells in published(tables.plan, name, columns).items():
-            table.add_row(_cell(f"{called}, published"), "", *cells)
+        for called, cells in published(tables.plan, name, columns_of(tables, name)).items():
+            place_of = dict(zip(columns_of(tables, name), cells, strict=True))
+            table.add_row(_cell(f"{called}, published"), "", *(place_of[column] for column in columns))
         out.print(table)
-        out.print("in percent, ± half of a 95% interval; * unlike the reference beyond chance", style="dim",
+        out.print(f"in percent; * its difference to {tables.plan.reference} is more than chance", style="dim",
                   soft_wrap=True)  # fmt: skip
     left = result.cells - result.finished
     lines = [f"{result.finished} of {result.cells} cells are finished" + (f", {left} are left" if left else "")]
@@ -43,7 +48,8 @@ def show(out: Console, result: Benchmarked) -> None:
 def _figure(figure: Figure | None) -> str:
     if figure is None:
         return ""
-    return percent(figure.found) + ("*" if figure.gain and figure.gain.verdict else "")
+    sure = "*" if figure.gain and figure.gain.verdict else " "
+    return f"{100 * (figure.found.mean or 0.0):.1f}{sure}"
 
 
 def _cell(text: str) -> str:
