@@ -162,7 +162,7 @@ def test_only_adapt_goes_on_from_a_run(cli, flat, made):
     run = made("cite")
     with pytest.raises(UsageError, match=r"parent is a run, which only `adapt` goes on from: export it"):
         loading.load(str(run))
-    cli("evaluate", "--episodes", 1, "--data", flat, "--model", run).fails(2, "is a run, which only `adapt` goes on")
+    cli("evaluate", "--data", flat, "--model", run).fails(2, "is a run, which only `adapt` goes on")
 
 
 # ---- runs with edits of patch tokens, or context vectors

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import rich.console
-from clipfit.verbs.episodes import EpisodeReport, EpisodeRow
+import torch
 
-from clipfit.config import EpisodesConfig
 from clipfit.config.outputs import FormatOptions
+from clipfit.config.plan import Plan, Published, SetRow
 from clipfit.data.findings import Finding
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof, SeenOtherwise
-from clipfit.measure.metrics import Estimate
+from clipfit.plans.cells import Cell, Result
+from clipfit.plans.figures import Tables
 from clipfit.report.console import Console
 from clipfit.report.pace import words
 from clipfit.verbs.adapt import AdaptResult, OnShots
+from clipfit.verbs.benchmark import Benchmarked
 from clipfit.verbs.check import Checked
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
@@ -50,9 +52,13 @@ def checked(name: str) -> Checked:
     return Checked(name, name, 4, {name: {"train": 4}}, (finding,), (name,))
 
 
-def compared(name: str) -> EpisodeReport:
-    config = EpisodesConfig(Path(name), Path("out"), (name,), model=name)
-    return EpisodeReport(config, (EpisodeRow(name, 1, 0.5, Estimate(0.5, None, 1), Estimate(0.1, None, 1)),))
+def benchmarked(name: str) -> Benchmarked:
+    told = Plan("fsl", methods={"zero-shot": {}, name: {}}, sets={name: SetRow(Path(name))},
+                published={name: Published(name, {name: (50.0,)})})  # fmt: skip
+    labels = {"accuracy": torch.zeros(4, dtype=torch.int32)}
+    results = {Cell(name, "zero-shot", None, None): Result(0, labels, {0.0: labels}),
+               Cell(name, name, None, 0): Result(4, labels, {0.5: labels})}  # fmt: skip
+    return Benchmarked(Path(name), Path(name), 2, 2, 1, Tables(told, results))
 
 
 def exported(name: str) -> ExportResult:
@@ -68,7 +74,7 @@ SHOWN = {
     "step": lambda console, name: console.step(StepReport(1, 2, 1, 4, 1e-3, {name: 0.5}, 0.5)),
     "adapted": lambda console, name: console.adapted(adapted(name)),
     "checked": lambda console, name: console.checked(checked(name)),
-    "compared": lambda console, name: console.compared(compared(name)),
+    "benchmarked": lambda console, name: console.benchmarked(benchmarked(name)),
     "explained": lambda console, name: console.explained(
         Explained(Path(name), 0.5, (Path(name),), ({"image": name, "class": name, "probability": 0.5},))
     ),

@@ -373,13 +373,8 @@ def test_a_device_that_is_too_small(cli, flat, models, acting):
     cli("adapt", flat, "--model", models["vit"], *method).fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
 
 
-def test_what_would_have_no_effect_is_refused(cli, flat, split_run, models):
-    cli("evaluate", split_run, "--way", 3).fails(2, "--way has no effect here: it belongs to --episodes")
+def test_what_would_have_no_effect_is_refused(cli, split_run):
     cli("evaluate", split_run, "--model", "ViT-B-16").fails(2, "--model measures zero-shot CLIP", "leave the run out")
-    episodes = ("evaluate", "--episodes", 1, "--data", flat, "--model", models["vit"])
-    cli(*episodes, "--per-class").fails(2, "--per-class has no effect here: --episodes adapts anew")
-    cli(*episodes, "--new-classes", "x.txt").fails(2, "--new-classes has no effect")
-    cli(*episodes[:1], split_run, *episodes[1:]).fails(2, "a run has no effect")
 
 
 def test_a_fault_of_our_own_is_one_sentence_too(cli, flat, models, monkeypatch, acting):

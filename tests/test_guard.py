@@ -219,9 +219,3 @@ def test_a_model_that_nobody_adapted_can_be_required_to_be_good(cli: Cli, models
     missing = cli(*command, "--require", "new:0", "--json")
     assert (missing.code, missing.document["error"]["code"]) == (3, 3)
     cli(*command, "--fail-if-worse").fails(2, "--fail-if-worse compares a run with zero-shot CLIP")
-
-
-def test_episodes_have_no_guard(cli: Cli, models, flat):
-    episodes = ("evaluate", "--episodes", 1, "--data", flat, "--model", models["vit"])
-    cli(*episodes, "--fail-if-worse").fails(2, "--fail-if-worse has no effect here: --episodes adapts anew")
-    cli(*episodes, "--require", "base:0.5").fails(2, "--require has no effect here")

@@ -104,7 +104,7 @@ def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path
         ("jinja2", {"report"}),
         ("matplotlib", {"report/plots.py"}),
         ("ray", {"verbs/predict_ray.py"}),
-        ("filelock", {"runs/place.py"}),
+        ("filelock", {"runs/place.py", "plans/cells.py"}),
         ("msgspec", {"runs/record.py"}),
         ("PIL", {"data", "model/clip.py", "formats", "predictor.py", "verbs/explain.py", "report"}),
         ("pickle", set()),

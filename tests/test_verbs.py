@@ -74,7 +74,7 @@ def test_a_run_describes_itself(split_run, split, models):
     assert config["recipe"]["epochs"] == 2  # the model's own
     assert config["recipe"]["learning_rate"] == 1e-3
     assert config["recipe"]["weight_decay"] == 0.1  # the paper's
-    assert config["method_options"] == {"literal_scl": False, "scl_weight": 0.7, "vld_weight": 0.1}
+    assert config["method_options"] == {"dva_weight": 1.0, "literal_scl": False, "scl_weight": 0.7, "vld_weight": 0.1}
     assert config["pretrained"]["sha256"] == loading.load(models["vit"]).source.sha256
     assert set(config["versions"]) >= {"torch", "open_clip", "python"}
     classes = json.loads((split_run / "classes.json").read_text())
@@ -354,8 +354,11 @@ def test_nothing_is_written_among_the_shots(cli, models, flat, tmp_path, monkeyp
     shutil.copytree(flat, tmp_path / "pets")
     monkeypatch.chdir(tmp_path / "pets")
     cli("adapt", ".", "--model", models["vit"]).fails(2, "be read as one of its classes", "--output")
-    episodes = ("evaluate", "--episodes", 1, "--data", ".", "--model", models["vit"], "--way", 2, "--shots", 1)
-    cli(*episodes, "--query", 1).fails(2, "be read as one of its classes")
+    plan = Path("../plan.toml")
+    plan.write_text(
+        f"model = {json.dumps(models['vit'])}\nprotocol = 'fsl'\n[methods.zero-shot]\n[sets.x]\ndata = 'pets'"
+    )
+    cli("benchmark", plan).fails(2, "be read as one of its classes")
     assert cli("adapt", ".", "--model", models["vit"], "--output", "../run").code == 0
     assert sorted(p.name for p in Path().iterdir()) == ["dog", "fish", "owl", "tabby_cat"]
 
