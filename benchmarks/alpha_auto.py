@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import digits
 import torch
-from PIL import Image
 
 from clipfit import AdaptConfig, methods
 from clipfit.adaptation import Adaptation
@@ -42,7 +41,6 @@ from clipfit.runs import files, start
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/alpha"
-DIGITS = "zero one two three four five six seven eight nine".split()
 DRAWN = ("example", "silhouettes", "halftone", "clothing")
 TASKS = ("example", "a", "b", "c", "silhouettes", "halftone", "digits", "clothing")
 CLOTHING = HERE.parent.parent / "shared/data/clothing"
@@ -51,23 +49,8 @@ CLOTHING = HERE.parent.parent / "shared/data/clothing"
 def place_of(task: str, clothing: Path) -> Path:
     """The folder of a task, with train/ and test/."""
     if task == "digits":
-        return digits()
+        return digits.split()
     return {"example": HERE.parent / "examples/shots", "clothing": clothing}.get(task, HERE / "tasks" / task)
-
-
-def digits() -> Path:
-    """scikit-learn's handwritten digits, black on white: eight of each to train on, forty to test."""
-    from sklearn.datasets import load_digits
-
-    folder, found = HERE / "results/images/alpha-digits", load_digits()
-    for label, name in enumerate(DIGITS):
-        for k, pixels in enumerate(found.images[found.target == label][:48]):
-            file = folder / ("train" if k < 8 else "test") / name / f"{k + 1:03d}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if not file.exists():
-                grey = Image.fromarray((255 - pixels * 255 / 16).astype(np.uint8))
-                grey.resize((64, 64), Image.Resampling.BICUBIC).save(file)
-    return folder
 
 
 @dataclass(frozen=True)
