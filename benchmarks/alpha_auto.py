@@ -193,6 +193,7 @@ def report(shots: Sequence[str], seeds: Sequence[int]) -> None:
         forecasts(of_k)
     print("\n### All of them\n")
     covered([cell for cells in found.values() for cell in cells])
+    calibrated(found)
 
 
 def regrets(found: Mapping[str, Sequence[Found]]) -> None:
@@ -217,9 +218,9 @@ def forecasts(found: Mapping[str, Sequence[Found]]) -> None:
     """What was foretold and what came, in percent, as means over seeds; ECE of the base images in points."""
     print(
         "| task | base: zero-shot | foretold | came | within | new: zero-shot | foretold | came | within "
-        "| ECE | at T | by chance |"
+        "| ECE | at T | by chance | beyond chance | at T |"
     )
-    print("|---" * 12 + "|")
+    print("|---" * 14 + "|")
     for task, cells in found.items():
         texts = [task]
         for part in ("base", "new"):
@@ -231,7 +232,7 @@ def forecasts(found: Mapping[str, Sequence[Found]]) -> None:
             texts += [f"{100 * statistics.mean(column):.1f}" for column in columns]
             texts.append(f"{sum(told.low <= came <= told.high for told, came in pairs)} of {len(pairs)}")
         errors = [calibration(cell) for cell in cells if cell.base]
-        texts += [f"{100 * statistics.mean(column):.1f}" for column in zip(*errors, strict=True)] or ["–"] * 3
+        texts += [f"{100 * statistics.mean(column):.1f}" for column in zip(*errors, strict=True)] or ["–"] * 5
         print(f"| {' | '.join(texts)} |")
 
 
@@ -259,11 +260,21 @@ def among(tested: Scores, at: int, count: int) -> float:
     return total / 500
 
 
-def calibration(found: Found) -> tuple[float, float, float]:
+def calibration(found: Found) -> tuple[float, float, float, float, float]:
     """ECE of the base test images at the chosen ratio, before and after the temperature of the folds; what faultless
-    probabilities would show there."""
-    before, after = reliabilities(found)
-    return before.calibration_error(), after.calibration_error(), after.error_by_chance()
+    probabilities would show after it; and how far both are beyond what such would show."""
+    errors, chances = zip(*((r.calibration_error(), r.error_by_chance()) for r in reliabilities(found)), strict=True)
+    beyond = [max(error - chance, 0.0) for error, chance in zip(errors, chances, strict=True)]
+    return *errors, chances[1], *beyond
+
+
+def calibrated(found: Mapping[tuple[str, str], Sequence[Found]]) -> None:
+    """In how many rows of the tables the temperature leaves half of the error that is no chance, or three points."""
+    rows = [[calibration(cell)[3:] for cell in cells if cell.base] for cells in found.values()]
+    means = [[statistics.mean(column) for column in zip(*row, strict=True)] for row in rows if row]
+    good = sum(after <= before / 2 or after <= 0.03 for before, after in means)
+    rule = "at most half of that before it, or 3 points"
+    print(f"\nCalibration error beyond chance, at T: {rule}, in {good} of {len(means)} rows.")
 
 
 def reliabilities(found: Found) -> tuple[Reliability, Reliability]:
@@ -308,15 +319,17 @@ def draw(seeds: Sequence[int]) -> None:
 def covered(cells: Sequence[Found]) -> None:
     """How often a forecast's interval holds what came, and how wide it is beside Wilson's of as many images."""
     print("| forecast | runs | within its 90% interval | width over Wilson's |\n|---|---|---|---|")
-    for part in ("base", "new"):
-        pairs = [(cell, pair) for cell in cells if (pair := foretold(cell, part))]
+    for parts in (("base",), ("new",), ("base", "new")):
+        pairs = [(getattr(cell, part), pair) for cell in cells for part in parts if (pair := foretold(cell, part))]
         inside = sum(told.low <= came <= told.high for _, (told, came) in pairs)
         widths = []
-        for cell, (told, _) in pairs:
-            n = getattr(cell, part).images
+        for curve, (told, _) in pairs:
+            n = curve.images
             low, high = wilson_interval(round(told.accuracy * n), n, 0.9)
             widths.append((told.high - told.low) / (high - low))
-        print(f"| {part} | {len(pairs)} | {100 * inside / len(pairs):.0f}% | {statistics.mean(widths):.2f} |")
+        print(
+            f"| {' and '.join(parts)} | {len(pairs)} | {100 * inside / len(pairs):.0f}% | {statistics.mean(widths):.2f} |"
+        )
 
 
 def main() -> None:

@@ -185,7 +185,9 @@ def chosen_ratio(curves):
             variance += slope**2 * sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps)
         errors.append(math.sqrt(variance))
     behind = [at[best] - value for value in at]
-    if behind[ratios.index(0.0)] > 2 * errors[ratios.index(0.0)]:
+    fewest = min(len(table[0]) for table in tables)
+    won = behind[ratios.index(0.0)] * fewest - 1 - 1  # two images more that lose all
+    if won / (fewest + 2) > 2 * errors[ratios.index(0.0)]:
         return max(r for r, b, e in zip(ratios, behind, errors, strict=True) if b <= e / 2)
     zero_shot = [bool(value) for value in curves[0].right[ratios.index(0.0)].tolist()]
     safe = 1 - (sum(zero_shot) / len(zero_shot)) ** 2

@@ -127,6 +127,20 @@ def test_the_ratio_is_the_best_of_one_curve_or_of_the_harmonic_mean_of_two():
     assert choose([falling, flat]) == choose([falling])  # what nobody knows anything of has no say
 
 
+def test_a_dozen_images_that_win_a_little_show_nothing():
+    """All are named a little more surely up to 0.5, and alike beyond: the next image may lose all. Two hundred show it:
+    then the highest ratio is taken, and else the one nearest to 1 − z²."""
+    draw = torch.Generator().manual_seed(0)
+
+    def curve(images: int) -> Curve:
+        rise = 0.05 * torch.linspace(0, 2, 11, dtype=torch.float64).clamp(max=1)[:, None]
+        likely = 0.6 + rise + 0.02 * torch.rand(11, images, generator=draw, dtype=torch.float64)
+        return Curve(RATIOS, (1.0,) * 11, likely, torch.arange(images).expand(11, images) < 0.7 * images)
+
+    assert 0.4 <= choose([curve(12)]) <= 0.6
+    assert choose([curve(200)]) > 0.6
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_rule_is_that_of_a_loop(seed):
     draw = torch.Generator().manual_seed(seed)

@@ -12,6 +12,9 @@ Three findings on tasks with known answers (docs/alpha.md) are behind the rule:
   the ratios that are no worse than the best by one standard error the one nearest to 1 − z² is taken, z being the
   accuracy of zero-shot CLIP on the same images: near 0 where it is nearly always right, for there is little to win, and
   near 1 where it is nearly always wrong, for there is nothing to lose. All errors are paired, image by image.
+- A dozen images that all win a little do not show it: the next may lose all. So the win that must exceed two standard
+  errors counts two images more that do (Agresti and Coull, The American Statistician 52:119–126, 1998, add as many
+  failures to a proportion).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from clipfit.measure.folds import Scores
 from clipfit.measure.metrics import wilson_interval
 
 SHOWN, AS_HIGH, AS_SAFE = 2.0, 0.5, 1.0  # standard errors
+UNSEEN = 2  # images that lose all, which could have been among those left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,8 @@ def choose(curves: Sequence[Curve]) -> float:
         return [ratio for ratio, good in zip(ratios, (behind <= errors * error).tolist(), strict=True) if good]
 
     zero_shot = ratios.index(0.0)
-    if behind[zero_shot] > SHOWN * error[zero_shot]:
+    images = min(curve.images for curve in curves)
+    if (behind[zero_shot] * images - UNSEEN) / (images + UNSEEN) > SHOWN * error[zero_shot]:
         return max(within(AS_HIGH))
     safe = 1 - curves[0].right[zero_shot].double().mean().item() ** 2
     return min(within(AS_SAFE), key=lambda ratio: abs(ratio - safe))
