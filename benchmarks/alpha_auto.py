@@ -327,9 +327,8 @@ def covered(cells: Sequence[Found]) -> None:
             n = curve.images
             low, high = wilson_interval(round(told.accuracy * n), n, 0.9)
             widths.append((told.high - told.low) / (high - low))
-        print(
-            f"| {' and '.join(parts)} | {len(pairs)} | {100 * inside / len(pairs):.0f}% | {statistics.mean(widths):.2f} |"
-        )
+        share, width = 100 * inside / len(pairs), statistics.mean(widths)
+        print(f"| {' and '.join(parts)} | {len(pairs)} | {share:.0f}% | {width:.2f} |")
 
 
 def main() -> None:
