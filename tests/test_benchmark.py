@@ -450,6 +450,9 @@ def test_the_command_shows_a_table_and_prints_a_document(cli: Cli, plans, halves
     again = cli("benchmark", plans.file(text + text_of(("farm", halves), ("zoo", split))), "--set", "zoo")
     assert again.code == 0, again.stderr
     assert "2 of 2 cells are finished" in again.stderr
+    other = cli("benchmark", plans.file(text + text_of(("farm", halves))), "--reference", "finetune", "--json")
+    assert other.document["done"] == 0
+    assert {row["difference"] for row in other.document["rows"]} == {None}  # of zero-shot too: it has no such ratio
 
 
 def test_a_dry_run_reads_all_and_does_nothing(cli: Cli, plans, halves, tmp_path):

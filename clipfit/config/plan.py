@@ -36,6 +36,9 @@ class BenchmarkConfig(Checked):
     methods: tuple[str, ...] = option((), "A row of its methods, likewise.", flag="--method")
     model: str | None = option(None, "Adapted in place of the plan's.", default_is="the plan's")
     pretrained: str | None = option(None, "Its weights.", default_is="the plan's")
+    reference: str | None = option(
+        None, "The row that differences are taken to; nothing is done again for it.", default_is="the plan's"
+    )
     dry_run: bool = option(False, "Read all that the plan names, and say what there is to do.")
     batch_size: int = option(128, "Images a forward pass; training has the method's own.", low=1)
     cache_bytes: int = shared.cache_bytes("images")

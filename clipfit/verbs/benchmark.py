@@ -68,7 +68,10 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
 
 
 def _plan(config: BenchmarkConfig) -> Plan:
-    plan = read_plan(config.plan).only(config.sets, config.methods)
+    plan = read_plan(config.plan)
+    if config.reference is not None:
+        plan = replace(plan, reference=config.reference)
+    plan = plan.only(config.sets, config.methods)
     if config.model is not None:
         plan = replace(plan, model=config.model, pretrained=config.pretrained)
     elif config.pretrained is not None:
