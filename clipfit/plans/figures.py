@@ -110,7 +110,8 @@ class Tables:
                 for figure in self.columns(there[0]):
                     values = self._values(row, there, shots, figure)
                     if values:
-                        gain = self._gain(row, there, shots, figure, values)
+                        reference = self._reference(row)
+                        gain = self.gain(row, reference, there, shots, figure) if reference else None
                         yield Figure(
                             called, *row, shots, figure, estimate(list(values.values())), gain, len(there)
                         )  # fmt: skip
@@ -141,13 +142,9 @@ class Tables:
         found = next((other for other in mine if other[1] == row[1]), mine[0] if len(mine) == 1 else None)
         return None if row[0] == self.plan.reference else found
 
-    def _gain(
-        self, row: Row, names: Sequence[str], shots: int | None, figure: str, values: Mapping[int | None, float]
-    ) -> Gain | None:
-        reference = self._reference(row)
-        if reference is None:
-            return None
-        others = self._values(reference, names, shots, figure)
+    def gain(self, row: Row, reference: Row, names: Sequence[str], shots: int | None, figure: str) -> Gain | None:
+        """A row minus another on a set, or on the mean of several; None where no seed is finished for both."""
+        values, others = (self._values(of, names, shots, figure) for of in (row, reference))
         pairs = {seed: others.get(seed, others.get(None)) for seed in values}
         gains = {seed: values[seed] - other for seed, other in pairs.items() if other is not None}
         if not gains:

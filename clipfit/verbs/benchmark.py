@@ -103,7 +103,7 @@ def _try_all(bench: Bench, cells: dict[Cell, Path]) -> None:
 def _told(config: BenchmarkConfig, plan: Plan, output: Path, cells: dict[Cell, Path], done: int) -> Benchmarked:
     results = {cell: Result.read(file) for cell, file in cells.items() if file.exists()}
     tables = Tables(plan, results)
-    if results:
+    if results and not config.dry_run:
         with alone(output):
             files.write_lines(output / LINES, tables.lines())
             files.write_text(output / MARKDOWN, pages.markdown(tables, config.plan.stem, len(cells), len(results)))
