@@ -15,7 +15,7 @@ from clipfit.data.images import Images
 from clipfit.errors import DataError, UsageError
 from clipfit.events import StepReport
 from clipfit.methods import Group, Method, ShotCounts, Task
-from clipfit.model import lora, templates
+from clipfit.model import checkpointing, lora, templates
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
 from clipfit.prompts import Templates, prompts
@@ -97,6 +97,7 @@ class Adaptation:
         labels: Sequence[int],
         pretrained: Mapping[str, torch.Tensor] | None = None,
         on_step: Callable[[StepReport], None] = lambda report: None,
+        say: Callable[[str], None] = lambda text: None,
         saving: Saving | None = None,
     ) -> list[StepReport]:
         """Adapt a model to images of the classes `names`, in place; adapters are merged into plain weights at the end.
@@ -105,18 +106,19 @@ class Adaptation:
 
         Args:
             pretrained: the model's weights as they are now, where a copy is kept anyway; it is only read.
-            saving: see loop.train.
+            say, saving: see loop.train.
 
         Raises:
-            NonFiniteError: a loss is not a finite number. ModelError: a tower without what LoRA adapts.
+            NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
+            ModelError: a tower without what LoRA adapts, or without blocks where they are to be checkpointed.
         """
         tokens = clip.tokenize(prompts(names, self.recipe.template))
         task = Task(clip, tokens, self.tuning, self.shots_per_class, pretrained)
         objective = self.method.build(task, self.options)
         context = [] if clip.context is None else [Group({"clipfit.context": clip.context}, 2e-3, 5e-4, momentum=0.9)]
-        with self._adapters_on(clip), loop.deterministic(clip.device):
+        with self._adapters_on(clip), self._checkpointed(clip), loop.deterministic(clip.device):
             schedule = Schedule(labels, self.recipe, self.seed, self.balance)
-            return loop.train(clip, objective, images, schedule, on_step, context, saving)
+            return loop.train(clip, objective, images, schedule, on_step, say, context, saving)
 
     def require_distinct(self, clip: Clip, names: Sequence[str]) -> None:
         """Raises DataError for two classes whose texts are the same to the model: cut at its context, or by tokens."""
@@ -128,6 +130,14 @@ class Adaptation:
                     f"classes {other[:60]!r} and {name[:60]!r} are the same {len(row)} tokens to this model, "
                     "which cuts longer texts: give one of them another name with --classes, or a shorter --template."
                 )
+
+    def require_blocks(self, clip: Clip) -> None:
+        """Raises ModelError where gradients are to be checkpointed and a tower has no blocks."""
+        if self.recipe.gradient_checkpointing:
+            checkpointing.require_blocks(clip.model)
+
+    def _checkpointed(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
+        return checkpointing.checkpointed(clip) if self.recipe.gradient_checkpointing else contextlib.nullcontext()
 
     def _adapters_on(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
         if self.adapters is None:

@@ -98,7 +98,7 @@ def _one(subject: Subject, fold: Fold, ratios: Sequence[float], progress: Progre
     labels = [fold.classes.index(subject.labels[i]) for i in fold.trained]
     names = [subject.names[c] for c in fold.classes]
     shots = Chosen(subject.images, fold.trained)
-    subject.adaptation.run(clip, names, shots, labels, subject.pretrained, progress.step, kept)
+    subject.adaptation.run(clip, names, shots, labels, subject.pretrained, progress.step, progress.say, kept)
     left = [fold.candidates.index(subject.labels[i]) for i in fold.left]
     candidates = [subject.names[c] for c in fold.candidates]
     whole = Viewed(subject.images, clip.geometry)

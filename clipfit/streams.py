@@ -7,6 +7,8 @@ hence nothing of a generator's state needs to be saved.
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,3 +34,10 @@ class Rows(NamedTuple):
 
     step: int
     numbers: tuple[int, ...]
+
+    def split(self, size: int | None) -> list[Rows]:
+        """Parts of at most `size` rows, as even as they go; one part where it is None."""
+        count = len(self.numbers)
+        parts = 1 if size is None else math.ceil(count / size)
+        ends = [count * part // parts for part in range(parts + 1)]
+        return [Rows(self.step, self.numbers[a:b]) for a, b in itertools.pairwise(ends)]

@@ -8,7 +8,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from typer.testing import CliRunner
 from clipfit import AdaptConfig, adapt
 from clipfit.cli import app
 from clipfit.formats import consumer
-from clipfit.methods import METHODS, Objective, Task, Term
+from clipfit.methods import METHODS, Embeddings, Objective, Task, Term
 from clipfit.methods.batch import Batch
 from clipfit.model import clip, loading
 from clipfit.model.clip import Clip
-from clipfit.model.named import Additions
 from clipfit.prompts import prompts
 from clipfit.streams import Rows
 
@@ -174,19 +173,32 @@ class Result:
             assert word in errors[0]
 
 
+@pytest.fixture
+def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings stay float64, so that a comparison can be tight: the encoders end with `.float()`."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 def task_of(clip: Clip, names: Sequence[str], method: str, **options: Any) -> tuple[Task, Objective]:
     """A method's objective on the given model, which gets the method's edits where it has some."""
     configured = METHODS[method].configure(options)
     if edits := METHODS[method].edits(configured):
-        clip = clip.with_additions(Additions(edits))
+        clip = clip.with_additions(replace(clip.additions, edits=edits))
     task = Task(clip, clip.tokenize(prompts(names, "a photo of a {}")))
     return task, METHODS[method].build(task, configured)
 
 
 def terms_of(objective: Objective, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Term]:
     """An objective's losses of normalised images (B, 3, H, W) and labels (B,)."""
-    batch = Batch.of(images, labels.tolist(), Rows(0, tuple(range(len(labels)))))
-    return objective.terms(objective.embed(batch), batch)
+    return plain_terms(objective, Batch.of(images, labels.tolist(), Rows(0, tuple(range(len(labels))))))
+
+
+def plain_terms(objective: Objective, batch: Batch) -> dict[str, Term]:
+    """The losses of a batch by one graph of everything."""
+    rows = objective.classes(batch)
+    texts = objective.clip.read(objective.tokens[list(rows.numbers)], rows)
+    teacher_u = objective.teacher(batch.images) if objective.teacher else None
+    return objective.terms(Embeddings(objective.embed(batch, texts), texts.embeddings, teacher_u), batch)
 
 
 Cli = Callable[..., Result]

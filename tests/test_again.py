@@ -62,6 +62,7 @@ def test_every_method_and_tuning(cli: Cli, flat, models, method, tuning):
         ["--alpha", "auto", "--goal", "base", "--epochs", 1, "--method", "flyp"],
         ["--alpha", 0.1, "--forecast", "--epochs", 1, "--template", "it's \"a\" $HOME {}"],
         ["--templates", "clip", "--epochs", 1],
+        ["--method", "cite+atha", "--tuning", "lora", "--micro-batch", 2, "--gradient-checkpointing", "--epochs", 1],
     ],
 )  # fmt: skip
 def test_options(cli: Cli, flat, models, arguments):

@@ -370,7 +370,37 @@ def test_control_c_leaves_nothing(cli, flat, models, tmp_path, monkeypatch, acti
 
 def test_a_device_that_is_too_small(cli, flat, models, acting):
     method = acting(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
-    cli("adapt", flat, "--model", models["vit"], *method).fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
+    cli("adapt", flat, "--model", models["vit"], *method).fails(2, "Tried to allocate 2.00 GiB): try --gradient-ch")
+
+
+def test_a_device_that_is_too_small_to_measure_on(cli, flat, models, monkeypatch):
+    def full(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Clip, "encode_image", full)
+    found = cli("adapt", flat, "--model", models["vit"])
+    found.fails(2, "Tried to allocate 2.00 GiB; make batches smaller")
+
+
+def test_where_a_batch_does_not_fit_it_is_done_in_parts_and_said(cli, flat, models, acting):
+    errors = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def once(_clip: Clip) -> None:
+        if errors:
+            raise errors.pop()
+
+    done = cli("adapt", flat, "--model", models["vit"], *acting(once), "--batch-size", 6, "--epochs", 2)
+    assert done.code == 0, done.stderr
+    assert done.stderr.count("memory ran out") == 1
+    words = " ".join(done.stderr.split())
+    assert "memory ran out: from step 1 on, images are encoded 3 at a time" in words
+    assert "--micro-batch 3 does so from the start" in words
+
+
+def test_a_tower_that_has_no_blocks_is_said_before_training(cli, flat, models, acting):
+    method = acting(lambda clip: pytest.fail("trained before looking"))
+    found = cli("adapt", flat, "--model", models["resnet"], *method, "--gradient-checkpointing")
+    found.fails(4, "the image tower is a ModifiedResNet: leave it out, and give --micro-batch")
 
 
 def test_what_would_have_no_effect_is_refused(cli, split_run):

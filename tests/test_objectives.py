@@ -23,12 +23,6 @@ BATCHES = {name: [[4, 1, 3, 0, 2][c] for c in labels] for name, labels in DENSE.
 NAMES = ["cat", "a much longer class name", "dog", "owl", "red fish"]
 
 
-@pytest.fixture
-def doubles(monkeypatch):
-    """Embeddings stay float64, so that a comparison can be tight: the encoders end with `.float()`."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 def task_in_double(model: str) -> Task:
     backbone = loading.load(model)
     backbone.model.double()

@@ -38,6 +38,15 @@ def test_what_is_written_is_read_as_the_same():
     assert document["format"] == 2
 
 
+def test_how_a_gradient_was_computed_is_written_where_it_was_asked_for():
+    assert not {"micro_batch", "gradient_checkpointing"} & written(RECORD)["recipe"].keys()
+    asked = replace(RECORD, recipe=Recipe(micro_batch=8, gradient_checkpointing=True))
+    assert {key: written(asked)["recipe"][key] for key in ("micro_batch", "gradient_checkpointing")} == {
+        "micro_batch": 8, "gradient_checkpointing": True,
+    }  # fmt: skip
+    assert RunRecord.from_json(written(asked), FILE) == asked
+
+
 def test_a_record_of_before_has_the_defaults_and_one_of_later_is_read_as_far_as_it_is_known():
     later = ("grey_bits", "balance", "parent", "edits", "context", "tuning", "lora")
     document = {key: value for key, value in written(RECORD).items() if key not in later}

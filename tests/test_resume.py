@@ -21,7 +21,8 @@ OTHERS = [(m, t) for t in ("full", "lora") for m in METHODS if (m, t) != ("cite"
 
 
 def config(shots: Path, model: str, output: Path, method: str = "cite", tuning: str = "full", **given) -> AdaptConfig:
-    return AdaptConfig(shots, method, model, tuning=tuning, output=output, recipe=QUICK, **given)
+    recipe = {**QUICK, **given.pop("recipe", {})}
+    return AdaptConfig(shots, method, model, tuning=tuning, output=output, recipe=recipe, **given)
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -96,6 +97,13 @@ def test_killed_in_its_folds_it_goes_on_to_the_same_bytes(flat, models, tmp_path
     moments += [("calls", at) for at in random.Random(4).sample(range(totals["calls"] // 3, totals["calls"] + 1), 12)]
     assert [trial.killed(at, kind) for kind, at in moments] == [-signal.SIGKILL] * len(moments)
     print(f"adapt --alpha auto killed at {len(moments)} moments, {totals['renames']} of them renames: the same bytes")
+
+
+def test_killed_between_the_parts_of_a_batch_it_goes_on_to_the_same_bytes(flat, models, tmp_path):
+    parts = {"micro_batch": 2, "gradient_checkpointing": True, "epochs": 1}
+    trial = Trial(flat, models["vit"], tmp_path, "cite+atha", "lora", recipe=parts)
+    total = trial.moments("calls")
+    assert trial.killed(random.Random(5).randrange(total // 2, total), "calls") == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -45,6 +45,13 @@ class Recipe(Checked):
         (3 / 4, 4 / 3), "Width by height of a random crop: least and most.", above=0, ordered=True,
         default_is="the model's own, else 0.75 1.3333; lora: the method's",
     )  # fmt: skip
+    micro_batch: int | None = option(
+        None, "Images at once in the towers, where a batch does not fit the memory: the same gradient, more time.",
+        low=1, default_is="the whole batch, or as many as fit",
+    )  # fmt: skip
+    gradient_checkpointing: bool = option(
+        False, "Compute each block of the towers again in the backward pass: the same gradient, less memory, more time."
+    )
     template: str = option(
         DEFAULT_TEMPLATE, "The text of a class; {} stands for its name.",
         default_is=f'the model\'s own, else "{DEFAULT_TEMPLATE}"',

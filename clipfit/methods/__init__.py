@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from clipfit.errors import UsageError
 from clipfit.methods import atha, cite, cite_atha, finetune, flyp
-from clipfit.methods.base import Embeddings, Group, Method, Objective, ShotCounts, Task, Term
+from clipfit.methods.base import Embeddings, Group, Method, Objective, Seen, ShotCounts, Task, Term
 from clipfit.text import did_you_mean
 
 METHODS: dict[str, Method] = {
     m.name: m for m in (cite.METHOD, atha.METHOD, cite_atha.METHOD, finetune.METHOD, flyp.METHOD)
 }
 
-__all__ = ["METHODS", "Embeddings", "Group", "Method", "Objective", "ShotCounts", "Task", "Term", "find"]
+__all__ = ["METHODS", "Embeddings", "Group", "Method", "Objective", "Seen", "ShotCounts", "Task", "Term", "find"]
 
 
 def find(name: str) -> Method:

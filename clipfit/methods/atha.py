@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from clipfit.config.edits import EditSettings
 from clipfit.config.options import option
-from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, ShotCounts, Task, Term
+from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, Seen, ShotCounts, Task, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clipfit.methods.batch import Batch
+    from clipfit.model.clip import Texts
+    from clipfit.streams import Rows
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,23 @@ def paper_lora(counts: ShotCounts) -> Mapping[str, Any]:
 class Atha:
     """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, u_i edited towards and away from those classes."""
 
+    teacher = None
+
     def __init__(self, task: Task, options: AthaOptions):
         self.clip, self.tokens = task.clip, task.tokens
         self.groups: tuple[Group, ...] = (started_strengths(task, options),)
         self.scale = logit_scale(task, options)
 
-    def embed(self, batch: Batch) -> Embeddings:
-        rows = batch.image_rows, batch.text_rows(len(self.tokens))
-        return Embeddings(*self.clip.encode(batch.images, self.tokens, *rows))  # (B, D), (C, D)
+    def classes(self, batch: Batch) -> Rows:
+        return batch.text_rows(len(self.tokens))  # all C
+
+    def embed(self, batch: Batch, texts: Texts) -> Seen:
+        return Seen(self.clip.encode_image(batch.images, texts.class_tokens, batch.image_rows))  # (B, D)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         from torch.nn.functional import cross_entropy
 
-        return {"ce": Term(1.0, cross_entropy(self.scale * e.u @ e.t.T, batch.labels))}
+        return {"ce": Term(1.0, cross_entropy(self.scale * e.seen.u @ e.t.T, batch.labels))}
 
 
 METHOD = Method(

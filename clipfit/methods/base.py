@@ -1,5 +1,8 @@
 """What a method is: a name, options of its own, and an objective in two steps, `embed` and `terms`.
 
+What they are given and return lets a batch be encoded in parts, and the losses be those of the whole batch: see
+training/step.py.
+
 Nothing here imports torch when it is imported: the command line reads the methods' options.
 """
 
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from clipfit.methods.batch import Batch
-    from clipfit.model.clip import Clip
+    from clipfit.model.clip import Clip, Texts
+    from clipfit.streams import Rows
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,25 @@ class Task:
     pretrained: Mapping[str, Tensor] | None = None  # the pre-trained weights, where they are kept anyway
 
 
-class Embeddings(NamedTuple):
-    """What the towers make of a batch. Everything is unit norm, float32, and row by row a function of its own input.
+class Seen(NamedTuple):
+    """What the image tower makes of images: unit norm, float32, and row by row a function of its own image.
 
-    u: (B, D) of the images. t: (C, D) of all classes' texts, or (U, D) of those in the batch, as the method says.
-    teacher_u: (B, D) of the same images by the pre-trained model. dva_u: (B, D), u for L_DVA where it differs.
+    u: (B, D). dva_u: (B, D), u for L_DVA where it differs.
     """
 
     u: Tensor
+    dva_u: Tensor | None = None
+
+
+class Embeddings(NamedTuple):
+    """What the towers make of a batch; every tensor unit norm, float32.
+
+    t: (n, D) of the texts that `classes` names. teacher_u: (B, D), the same images by the pre-trained model.
+    """
+
+    seen: Seen
     t: Tensor
     teacher_u: Tensor | None = None
-    dva_u: Tensor | None = None
 
 
 class Term(NamedTuple):
@@ -67,13 +79,29 @@ class Group:
 
 
 class Objective(Protocol):
-    """Losses of a batch, and what is trained beside the CLIP."""
+    """Losses of a batch, and what is trained beside the CLIP.
+
+    tokens: (C, context length), the texts of all classes. teacher: normalised images (B, 3, H, W) → (B, D), by frozen
+    weights; None where a method has none.
+    """
+
+    @property
+    def clip(self) -> Clip: ...
+
+    @property
+    def tokens(self) -> Tensor: ...
+
+    @property
+    def teacher(self) -> Callable[[Tensor], Tensor] | None: ...
 
     @property
     def groups(self) -> tuple[Group, ...]: ...
 
-    def embed(self, batch: Batch) -> Embeddings:
-        """All that needs the towers, the teacher's included."""
+    def classes(self, batch: Batch) -> Rows:
+        """Those whose texts the batch's images are compared with."""
+
+    def embed(self, batch: Batch, texts: Texts) -> Seen:
+        """All that needs the image tower: of a batch or a part of one, beside the texts of `classes`."""
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         """The losses, by name: functions of embeddings, labels and the method's own parameters."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,6 +39,19 @@ class Batch:
             images, tensor(labels), tensor([label for label, _ in counts]), tensor([place[label] for label in labels]),
             tensor([count for _, count in counts]), rows, Rows(rows.step, tuple(place)),
         )  # fmt: skip
+
+    def split(self, size: int | None) -> list[Batch]:
+        """Parts of at most `size` images, as even as they go; `present` stays that of the whole. None: one part."""
+        count = len(self.labels)
+        if size is None or size >= count:
+            return [self]
+        rows = self.image_rows.split(size)
+        sizes = [len(part.numbers) for part in rows]
+        columns = (tensor.split(sizes) for tensor in (self.images, self.labels, self.classes))
+        return [
+            replace(self, images=images, labels=labels, classes=classes, image_rows=part)
+            for images, labels, classes, part in zip(*columns, rows, strict=True)
+        ]
 
     def text_rows(self, classes: int) -> Rows:
         """Of the texts of all C classes."""

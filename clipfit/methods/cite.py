@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipfit.config.options import Checked, option
-from clipfit.methods.base import Embeddings, Group, Method, Task, Term
+from clipfit.methods.base import Embeddings, Group, Method, Seen, Task, Term
 
 if TYPE_CHECKING:
     from clipfit.methods.batch import Batch
+    from clipfit.model.clip import Texts
+    from clipfit.streams import Rows
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,27 @@ class Cite:
         from clipfit.model.clip import FrozenImageTower
 
         self.clip, self.options, self.tokens = task.clip, options, task.tokens
-        self.teacher = FrozenImageTower(task.clip, task.pretrained)
+        self.teacher = FrozenImageTower(task.clip, task.pretrained)  # it sees the same augmented images
         with torch.no_grad():
             self.teacher_t = task.clip.encode_text(task.tokens)  # (C, D)
         self.classifier = torch.nn.Parameter(self.teacher_t.clone())  # W, starts as the zero-shot classifier
         self.groups: tuple[Group, ...] = (Group({"cite.classifier": self.classifier}),)
 
-    def embed(self, batch: Batch) -> Embeddings:
-        u = self.clip.encode_image(batch.images, rows=batch.image_rows)  # (B, D)
-        t = self.clip.encode_text(self.tokens[batch.present], batch.present_rows)  # (U, D)
-        return Embeddings(u, t, teacher_u=self.teacher(batch.images))  # the teacher sees the same augmented images
+    def classes(self, batch: Batch) -> Rows:
+        return batch.present_rows  # U of C
+
+    def embed(self, batch: Batch, texts: Texts) -> Seen:
+        return Seen(self.clip.encode_image(batch.images, texts.class_tokens, batch.image_rows))  # (B, D)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         from clipfit.losses import similarity_distillation, supervised_contrastive, visual_text_alignment
 
         assert e.teacher_u is not None
         scale, literal = self.clip.scale, self.options.literal_scl
-        dva = visual_text_alignment(e.u if e.dva_u is None else e.dva_u, self.classifier, batch.labels, scale)
-        scl = supervised_contrastive(e.u, e.t, batch.classes, scale, positive_in_denominator=not literal)
-        vld = similarity_distillation(e.u, e.t, e.teacher_u, self.teacher_t[batch.present], batch.counts, scale)
+        u, dva_u = e.seen
+        dva = visual_text_alignment(u if dva_u is None else dva_u, self.classifier, batch.labels, scale)
+        scl = supervised_contrastive(u, e.t, batch.classes, scale, positive_in_denominator=not literal)
+        vld = similarity_distillation(u, e.t, e.teacher_u, self.teacher_t[batch.present], batch.counts, scale)
         return {
             "dva": Term(self.options.dva_weight, dva),
             "scl": Term(self.options.scl_weight, scl),

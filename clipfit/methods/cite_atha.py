@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from clipfit.errors import UsageError
 from clipfit.methods.atha import AthaOptions, edit_settings, paper_lora, started_strengths
-from clipfit.methods.base import Embeddings, LoraDefaults, Method, Task
+from clipfit.methods.base import Embeddings, LoraDefaults, Method, Seen, Task, Term
 from clipfit.methods.cite import Cite, CiteOptions
 
 if TYPE_CHECKING:
     from clipfit.methods.batch import Batch
+    from clipfit.model.clip import Texts
+    from clipfit.streams import Rows
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,17 @@ class CiteAtha(Cite):
         super().__init__(task, options)
         self.groups = (*self.groups, started_strengths(task, options))
 
-    def embed(self, batch: Batch) -> Embeddings:
-        t, z = self.clip.read(
-            self.tokens, batch.text_rows(len(self.tokens))
-        )  # (C, D), (C, V): the candidates are all classes
+    def classes(self, batch: Batch) -> Rows:
+        return batch.text_rows(len(self.tokens))  # all C are what an image is edited by
+
+    def embed(self, batch: Batch, texts: Texts) -> Seen:
+        z = texts.class_tokens  # (C, V)
         assert z is not None
         u = self.clip.encode_image(batch.images, z, batch.image_rows)  # (B, D)
-        dva_u = self.clip.encode_image(batch.images, z.detach(), batch.image_rows)  # (B, D)
-        return Embeddings(u, t[batch.present], teacher_u=self.teacher(batch.images), dva_u=dva_u)
+        return Seen(u, dva_u=self.clip.encode_image(batch.images, z.detach(), batch.image_rows))  # (B, D)
+
+    def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
+        return super().terms(e._replace(t=e.t[batch.present]), batch)
 
 
 METHOD = Method(

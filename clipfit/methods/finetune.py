@@ -7,28 +7,33 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipfit.config.lora import LoraSettings
-from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, NoOptions, ShotCounts, Task, Term
+from clipfit.methods.base import Embeddings, Group, LoraDefaults, Method, NoOptions, Seen, ShotCounts, Task, Term
 
 if TYPE_CHECKING:
     from clipfit.methods.batch import Batch
+    from clipfit.model.clip import Texts
+    from clipfit.streams import Rows
 
 
 class Finetune:
     """L = CE(softmax_c(τ⁻¹·cos(u_i, t_c)), y_i) over all C classes, gradients into both towers."""
 
     groups: tuple[Group, ...] = ()
+    teacher = None
 
     def __init__(self, task: Task, _options: NoOptions):
         self.clip, self.tokens = task.clip, task.tokens
 
-    def embed(self, batch: Batch) -> Embeddings:
-        rows = batch.image_rows, batch.text_rows(len(self.tokens))
-        return Embeddings(*self.clip.encode(batch.images, self.tokens, *rows))  # (B, D), (C, D)
+    def classes(self, batch: Batch) -> Rows:
+        return batch.text_rows(len(self.tokens))  # all C
+
+    def embed(self, batch: Batch, texts: Texts) -> Seen:
+        return Seen(self.clip.encode_image(batch.images, texts.class_tokens, batch.image_rows))  # (B, D)
 
     def terms(self, e: Embeddings, batch: Batch) -> dict[str, Term]:
         from torch.nn.functional import cross_entropy
 
-        return {"ce": Term(1.0, cross_entropy(self.clip.scale * e.u @ e.t.T, batch.labels))}
+        return {"ce": Term(1.0, cross_entropy(self.clip.scale * e.seen.u @ e.t.T, batch.labels))}
 
 
 def clip_lora(counts: ShotCounts) -> Mapping[str, Any]:

@@ -108,7 +108,7 @@ class Clip(NamedWeights):
             class_tokens: (C, V), of the texts that the images are compared with; needed where tokens are edited.
             rows: which images these are; needed in training with adapters, whose dropout goes by it.
         """
-        with self._drawing(rows):
+        with self.drawing(rows):
             return self._embedded(images, class_tokens, None)
 
     def _embedded(
@@ -137,23 +137,18 @@ class Clip(NamedWeights):
     def text_features(self, tokens: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids (C, context length) → t (C, D) of unit norm; f (C, D) of an inner block where tokens are edited."""
         inner_block = self.edits.settings.text_block if self.edits else None
-        with self._drawing(rows), autocast(self.device, self.precision):
+        with self.drawing(rows), autocast(self.device, self.precision):
             tokens = text_tower.cut(self.model, tokens)
             features, *inner = text_tower.features(self.model, tokens, self.context, inner_block)
         return F.normalize(features.float(), dim=1), inner[0].float() if inner else None
 
-    def encode(
-        self,
-        images: torch.Tensor,
-        tokens: torch.Tensor,
-        image_rows: Rows | None = None,
-        text_rows: Rows | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images (B, 3, H, W) and the texts (C, context length) they are compared with → u (B, D), t (C, D)."""
-        texts = self.read(tokens, text_rows)
-        return self.encode_image(images, texts.class_tokens, image_rows), texts.embeddings
+        texts = self.read(tokens)
+        return self.encode_image(images, texts.class_tokens), texts.embeddings
 
-    def _drawing(self, rows: Rows | None) -> contextlib.AbstractContextManager[object]:
+    def drawing(self, rows: Rows | None) -> contextlib.AbstractContextManager[object]:
+        """Within: adapters, where there are any, draw the dropout of these rows."""
         return self.adapters.drawing(rows) if self.adapters else contextlib.nullcontext()
 
     @torch.no_grad()

@@ -36,22 +36,22 @@ class Adapters:
 
     def __init__(self, settings: LoraSettings, seed: int, device: torch.device):
         self.settings, self._seed, self._device = settings, seed, device
-        self._rows: Rows | None = None
+        self.rows: Rows | None = None  # those at hand
 
     @contextlib.contextmanager
     def drawing(self, rows: Rows | None) -> Iterator[None]:
         """Within: masks are those of these rows."""
-        before, self._rows = self._rows, rows
+        before, self.rows = self.rows, rows
         try:
             yield
         finally:
-            self._rows = before
+            self.rows = before
 
     def mask(self, tower: str, block: int, length: int, width: int) -> torch.Tensor:
         """Which inputs of q, k, v are kept: (3, n, length, width) bool, for the n rows at hand."""
-        if self._rows is None:
+        if self.rows is None:
             raise ValueError("adapters with dropout need to know which images or classes they are trained on")
-        step, numbers = self._rows
+        step, numbers = self.rows
         # position by position: a text that is cut shorter draws the same numbers; on a GPU these depend on how many are
         # drawn in all, hence always so many that every text fits
         drawn_length = length if self._device.type == "cpu" else math.ceil(length / 128) * 128

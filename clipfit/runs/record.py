@@ -22,6 +22,7 @@ from clipfit.runs import files
 T = TypeVar("T")
 FORMAT = 2  # 1: without files.json
 CONFIG, CLASSES, SHOTS, METRICS, TIMING = "config.json", "classes.json", "shots.jsonl", "metrics.jsonl", "timing.json"
+ASKED = ("micro_batch", "gradient_checkpointing")  # of the recipe, written where they were asked for
 FINETUNED, MODEL = "finetuned.safetensors", "model.safetensors"
 
 
@@ -90,7 +91,9 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The document of config.json, in JSON's types."""
-        return dict(msgspec.to_builtins(self))
+        document = dict(msgspec.to_builtins(self))
+        recipe = document["recipe"]
+        return {**document, "recipe": {key: recipe[key] for key in recipe if key not in ASKED or recipe[key]}}
 
     @classmethod
     def from_json(cls, document: Any, path: Path) -> RunRecord:

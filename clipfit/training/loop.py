@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipfit import interrupts
 from clipfit.data.images import Images
-from clipfit.errors import NonFiniteError
 from clipfit.events import StepReport
 from clipfit.methods import Group, Objective
 from clipfit.methods.batch import Batch
@@ -21,6 +20,7 @@ from clipfit.streams import Rows
 from clipfit.training.input import Schedule
 from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
+from clipfit.training.step import Fitting
 
 
 def train(
@@ -29,6 +29,7 @@ def train(
     images: Images,
     schedule: Schedule,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    say: Callable[[str], None] = lambda text: None,
     more: Sequence[Group] = (),
     saving: Saving | None = None,
 ) -> list[StepReport]:
@@ -37,16 +38,17 @@ def train(
     AdamW (SGD for what asks for it) with cosine annealing to zero over all steps.
 
     Args:
-        more: what is trained beyond the weights and the objective's own parameters.
+        say: is told what one should know. more: what is trained beyond the weights and the objective's own parameters.
         saving: where a saved state is gone on from, and the state kept as training goes on.
 
     Returns:
         A report of every step, of those done before a saved state too (`on_step` is not told of these again).
 
     Raises:
-        NonFiniteError: a loss is not a finite number.
+        NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
     """
     recipe, steps = schedule.recipe, schedule.steps
+    fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
     with saving.kept(trained, reports) if saving else contextlib.nullcontext():
@@ -55,14 +57,9 @@ def train(
             epoch, views = schedule.step(step)
             x = clip.normalize(schedule.crops(images, epoch, views, clip.image_size))  # (B, 3, H, W)
             batch = Batch.of(x, [schedule.labels[view % len(images)] for view in views], Rows(step, tuple(views)))
-            terms = objective.terms(objective.embed(batch), batch)
-            total = sum((term.weight * term.value for term in terms.values()), torch.zeros((), device=clip.device))
-            losses = {name: term.value.item() for name, term in terms.items()}  # a CPU–GPU sync
-            require_finite(step + 1, total.item(), losses)
-            trained.zero_grad()
-            total.backward()
+            loss = fitting.accumulate(batch, trained.zero_grad)
             rate = recipe.learning_rate * annealed
-            report = StepReport(step + 1, steps, epoch + 1, len(views), rate, losses, total.item())
+            report = StepReport(step + 1, steps, epoch + 1, len(views), rate, loss.terms, loss.total)
             with interrupts.waiting():  # a step is done whole and reported, or not at all
                 trained.step(annealed)
                 reports.append(report)
@@ -71,12 +68,6 @@ def train(
                 saving.save(trained, reports)
     trained.zero_grad()
     return reports
-
-
-def require_finite(step: int, total: float, losses: Mapping[str, float]) -> None:
-    """Raises NonFiniteError for a sum of losses that is no finite number."""
-    if not math.isfinite(total):
-        raise NonFiniteError(f"step {step}: the loss is not finite ({dict(losses)}); try a lower --learning-rate.")
 
 
 @contextlib.contextmanager

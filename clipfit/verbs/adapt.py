@@ -188,6 +188,7 @@ def _ready(
     device = devices.resolve_device(config.device)
     clip = origin.load(method.name, adaptation.additions, adaptation.adapters is not None, device)
     clip.precision = devices.resolve_precision(config.precision, device)
+    adaptation.require_blocks(clip)
     # now, not after hours of training; a state is weights and two moments, and lies beside the one it replaces
     states = (9 if _looks(config) else 6) if config.save_every and adaptation.adapters is None else 0
     place.require_room(target, (2 + states) * clip.bytes)
@@ -273,7 +274,9 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     if config.resume:
         progress.say(f"going on from {saving.folder}" if saving.found else "there is no saved state: from the start")
     kept = saving if config.save_every or saving.found else None
-    reports = adaptation.run(clip, shots.base, shots.images, shots.labels, pretrained, progress.step, kept)
+    reports = adaptation.run(
+        clip, shots.base, shots.images, shots.labels, pretrained, progress.step, progress.say, kept
+    )
     training_seconds = time.monotonic() - began
 
     finetuned = clip.snapshot("cpu") if job.record.forecast else {n: t.cpu() for n, t in clip.state().items()}

@@ -1,0 +1,166 @@
+"""The gradient of a step: of the whole batch at once or, where that does not fit the memory, exactly the same in parts.
+
+Gradient caching: "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983. Losses
+compare all images and texts of a batch with one another, but only by their embeddings, and each of these is a function
+of its own image or text. So the gradient by the embeddings is that of the whole batch, and what the towers make of it
+is a sum over parts of any size, each encoded a second time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from clipfit.errors import NonFiniteError, UsageError, first_line
+from clipfit.methods import Embeddings, Objective, Seen, Term
+from clipfit.methods.batch import Batch
+from clipfit.model.clip import Texts
+from clipfit.streams import Rows
+
+TEXTS = 4  # texts at once for every image at once: a class name costs an eighth of a small image, and less
+
+Part = TypeVar("Part")
+Columns = TypeVar("Columns", bound=tuple[Any, ...])
+
+
+class Loss(NamedTuple):
+    """What was minimised, and the losses it is the weighted sum of, by name."""
+
+    total: float
+    terms: dict[str, float]
+
+
+class Pieces(Generic[Part, Columns]):
+    """Columns of tensors, row by row functions of their own row: computed part by part, and so is their gradient.
+
+    `columns` are their values, joined: leaves that gather the gradient. Of one part the graph is kept; each of several
+    is computed again when its gradient is known.
+    """
+
+    def __init__(self, compute: Callable[[Part], Columns], parts: Sequence[Part]):
+        """`compute` gives a named tuple of tensors of as many rows as its part has, or None, for every part alike."""
+        self._compute, self._parts = compute, parts
+        self._graph = compute(parts[0]) if len(parts) == 1 else None
+        found = [self._graph] if self._graph else [_without_graph(compute(part)) for part in parts]
+        self._sizes = [len(columns[0]) for columns in found]
+        self.columns: Columns = type(found[0])(*map(_leaf, zip(*found, strict=True)))
+
+    def backward(self) -> None:
+        """Add what the leaves' gradients make of all that was computed with."""
+        gradients = [
+            None if leaf is None or leaf.grad is None else leaf.grad.split(self._sizes) for leaf in self.columns
+        ]
+        for number, part in enumerate(self._parts):
+            columns = self._graph or self._compute(part)
+            known = [(c, g[number]) for c, g in zip(columns, gradients, strict=True) if g is not None]
+            if known:
+                torch.autograd.backward([column for column, _ in known], [gradient for _, gradient in known])
+
+
+def _without_graph(columns: Columns) -> Columns:
+    """The graph is made and dropped, part by part: without one, dropout would be off and other kernels be taken."""
+    kept: list[Any] = [None if c is None else c.detach().requires_grad_(c.requires_grad) for c in columns]
+    return type(columns)(*kept)
+
+
+def _leaf(parts: Sequence[Any]) -> Any:
+    if parts[0] is None:
+        return None
+    return torch.cat([part.detach() for part in parts]).requires_grad_(parts[0].requires_grad)
+
+
+def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> Loss:
+    """The losses of a batch, and their gradient added to all that is trained.
+
+    Args:
+        size: images at once in the towers; None: all.
+
+    Raises:
+        NonFiniteError: a loss is not a finite number; nothing is added then.
+    """
+    texts, seen, e = embedded(objective, batch, size)
+    terms = objective.terms(e, batch)
+    total = weighted(terms)
+    loss = Loss(total.item(), {name: term.value.item() for name, term in terms.items()})  # a CPU–GPU sync
+    require_finite(batch.image_rows.step + 1, loss)
+    total.backward()
+    seen.backward()  # adds to the gradient of class tokens, part by part
+    texts.backward()
+    return loss
+
+
+def embedded(
+    objective: Objective, batch: Batch, size: int | None = None
+) -> tuple[Pieces[Rows, Texts], Pieces[Batch, Seen], Embeddings]:
+    """A batch through the towers: texts, images, and what losses are computed of."""
+    clip, tokens, teacher = objective.clip, objective.tokens, objective.teacher
+    parts = batch.split(size)
+
+    def read(rows: Rows) -> Texts:
+        return clip.read(tokens[list(rows.numbers)], rows)
+
+    texts = Pieces(read, objective.classes(batch).split(size and TEXTS * size))
+    seen = Pieces(lambda part: objective.embed(part, texts.columns), parts)
+    teacher_u = torch.cat([teacher(part.images) for part in parts]) if teacher else None
+    return texts, seen, Embeddings(seen.columns, texts.columns.embeddings, teacher_u)
+
+
+def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
+    """What is minimised: the sum of weight · value."""
+    first, *more = (term.weight * term.value for term in terms.values())
+    return sum(more, first)
+
+
+def require_finite(step: int, loss: Loss) -> None:
+    """Raises NonFiniteError for a sum of losses that is no finite number."""
+    if not math.isfinite(loss.total):
+        raise NonFiniteError(f"step {step}: the loss is not finite ({loss.terms}); try a lower --learning-rate.")
+
+
+class Fitting:
+    """Steps' gradients in parts that fit the memory: where it runs out, parts are halved from then on."""
+
+    def __init__(self, objective: Objective, size: int | None, say: Callable[[str], None] = lambda text: None):
+        """`size`: images at once to begin with; None: whole batches. `say` is told, once for all halvings of a step."""
+        self._objective, self._size, self._say = objective, size, say
+
+    def accumulate(self, batch: Batch, zero_grad: Callable[[], None]) -> Loss:
+        """As the function of that name, from no gradient on.
+
+        Raises:
+            NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
+        """
+        given, size = self._size, self._size
+        while True:
+            zero_grad()
+            try:
+                loss = accumulate(self._objective, batch, size)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                at_once = min(size or len(batch.labels), len(batch.labels))
+                if at_once == 1:
+                    raise UsageError(
+                        f"one image at a time does not fit the memory ({first_line(error)}): try "
+                        "--gradient-checkpointing or --tuning lora, or take a smaller --model or another --device."
+                    ) from error
+                size = math.ceil(at_once / 2)
+            if batch.images.is_cuda:
+                torch.cuda.empty_cache()  # here, for the error held what it was raised from
+        if size != given:
+            self._say(
+                f"memory ran out: from step {batch.image_rows.step + 1} on, images are encoded {size} at a time, with "
+                f"the same gradient but for rounding; --micro-batch {size} does so from the start, and to the byte"
+            )
+            self._size = size
+        return loss
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of torch's, or of Python's, says."""
+    words = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
