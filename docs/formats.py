@@ -1,4 +1,4 @@
-"""Writes docs/formats.md, and takes 20 minutes: `python docs/formats.py`.
+"""Writes docs/formats.md, and takes half an hour of one core: `python docs/formats.py`.
 
 Every format of `export`, read back by its consumer, of runs of every kind.
 """
