@@ -141,7 +141,9 @@ class Predictor:
         """
         if alpha == self.alpha:
             return self
-        return _at(self.origin, alpha, self.clip.device).among(self.classes, templates=self.templates)
+        found = _at(self.origin, alpha, self.clip.device)
+        found.clip.precision = self.clip.precision
+        return found.among(self.classes, templates=self.templates)
 
     def among(
         self, classes: Iterable[str], template: str | None = None, templates: Sequence[str] | str | Path | None = None
@@ -226,6 +228,7 @@ def load(
     template: str | None = None,
     templates: Sequence[str] | str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Predictor:
     """Load a run, an export, or a pre-trained model by name, and make it ready to name pictures.
 
@@ -235,7 +238,7 @@ def load(
         alpha: of a run or a difference, its own by default. classes: candidates in place of those that the run was
             trained on; a pre-trained model has none. template: the text of a class; {} stands for its name.
             templates: several, a file of them, or "clip" for CLIP's own; a class is the mean of its texts, brought back
-            to unit norm.
+            to unit norm. precision: of the towers, "fp32", "bf16", or what is fast on the device.
 
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
@@ -252,6 +255,7 @@ def load(
         found = _of_export(str(source), folder, alpha, place_of) or _of_model(str(source), pretrained, folder, place_of)
         if alpha is not None:
             found = found.at(alpha)
+    found.clip.precision = devices.resolve_precision(precision, place_of, found.clip.model)
     return found.among(found.classes if classes is None else classes, templates=asked)
 
 
@@ -281,7 +285,6 @@ _OF_MODELS = (sources.CONFIG, ABOUT)
 
 def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
     clip = loading.rebuild(run.source, run.state(alpha), run.additions, device)
-    clip.precision = run.record.precision if device.type == run.record.device else "fp32"
     origin = Origin(str(run.path), run, run.digest("finetuned.safetensors"))
     return Predictor(clip, origin, alpha, run.base, run.templates, temperature_of(run), run.record.grey_bits)
 

@@ -165,7 +165,7 @@ def test_images_are_encoded_with_the_tokens_of_exactly_their_candidates(edited_r
 
 
 def test_edits_are_float32_under_bf16(split, models, tmp_path, monkeypatch):
-    """A ranking in bf16 would be one of ties; evaluate measures a run in its own precision."""
+    """A ranking in bf16 would be one of ties; evaluate measures in the precision that is asked for."""
     ranked, precisions = [], []
     similarities, texts = token_edits.similarities, scoring.texts
 
@@ -183,7 +183,7 @@ def test_edits_are_float32_under_bf16(split, models, tmp_path, monkeypatch):
     assert {s.dtype for s in ranked} == {torch.float32}
     assert not any(torch.equal(s, s.bfloat16().float()) for s in ranked)
     precisions.clear()
-    evaluate(EvaluateConfig(run))
+    evaluate(EvaluateConfig(run, precision="bf16"))
     assert set(precisions) == {"bf16"}
 
 

@@ -241,5 +241,5 @@ def test_devices_and_precision():
     assert devices.resolve_device("cpu").type == "cpu"
     with pytest.raises(UsageError, match=r"device 'warp' cannot be used here .*--device cpu"):
         devices.resolve_device("warp")
-    assert devices.resolve_precision("auto", torch.device("cpu")) == "fp32"
+    assert devices.resolve_precision("fp32", torch.device("cuda")) == "fp32"
     assert devices.resolve_precision("bf16", torch.device("cpu")) == "bf16"

@@ -39,6 +39,7 @@ class EvaluateConfig(Checked):
     batch_size: int = option(128, "Images a forward pass.", low=1)
     cache_bytes: int = shared.cache_bytes("images")
     device: str = shared.device()
+    precision: str = shared.precision()
     model: str | None = option(None, "Without a run: zero-shot CLIP, measured on --data before anything is adapted.")
     pretrained: str | None = shared.pretrained()
 

@@ -43,6 +43,7 @@ class PredictConfig(Checked):
     image_root: Path | None = option(None, "Where relative paths of lists and stdin start.", default_is="the list")
     batch_size: int = option(64, "Images a forward pass.", low=1)
     device: str = shared.device()
+    precision: str = shared.precision()
     engine: str = option("local", "ray: on a Ray cluster, or its own on this machine (clipfit[ray]).", choices=ENGINES)
 
     def __post_init__(self) -> None:

@@ -66,4 +66,6 @@ def device() -> Any:
 
 def precision() -> Any:
     """In what it is computed."""
-    return option("auto", "auto is bf16 on GPUs that are fast at it.", choices=PRECISIONS)
+    return option(
+        "auto", "auto is bf16 for large models on processors and GPUs that are fast at it.", choices=PRECISIONS
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -25,12 +26,48 @@ def resolve_device(device: str) -> torch.device:
         raise UsageError(f"device {device!r} cannot be used here ({first_line(error)}); try --device cpu.") from error
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What is asked for; `auto` → bf16 on a CUDA device that computes in it, fp32 elsewhere.
+LARGE = 20_000_000  # parameters of an image tower: a ViT-S has 22 million, ViT-B 86
 
-    A device that emulates bf16 is slower with it than without, a CPU hundreds of times.
+
+def resolve_precision(precision: str, device: torch.device, model: Any = None) -> str:
+    """What is asked for; `auto` → bf16 where the processor's products in it are fast and the model is large.
+
+    By what the processor can, never by timing, so that one machine always decides alike. A model whose image tower has
+    fewer than LARGE parameters stays in fp32: its products are so small that changing types costs what they gain.
+
+    Args:
+        model: of open_clip's; None: one that is large.
     """
     if precision != "auto":
         return precision
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"
+    large = model is None or sum(p.numel() for p in model.visual.parameters()) >= LARGE
+    return "bf16" if large and multiplies_bf16(device) else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bf16 that torch uses.
+
+    A device that emulates bf16 is slower with it than without, a CPU hundreds of times. On x86 they are AVX-512 BF16
+    and AMX, by way of oneDNN; oneDNN's own answer is not enough, for it takes every AVX-512 for an answer, nor is the
+    processor's, for oneDNN may be off or told to keep to less. Of other processors nothing was measured: no.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    fast = _probed(torch.cpu, "_is_avx512_bf16_supported") or _probed(torch.cpu, "_is_amx_tile_supported")
+    return fast and _probed(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and not _kept_to_less()
+
+
+def _probed(owner: Any, name: str) -> bool:
+    """What a probe of torch's says; these are private, and one that is gone says no."""
+    try:
+        return bool(getattr(owner, name)())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _kept_to_less() -> bool:
+    """Whether oneDNN is told by its environment to leave these instructions alone."""
+    told = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    return bool(told) and not any(word in told for word in ("BF16", "AMX", "DEFAULT", "ALL", "AVX10", "FP16"))

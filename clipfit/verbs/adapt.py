@@ -187,7 +187,7 @@ def _ready(
     progress.say(f"loading {config.model}")
     device = devices.resolve_device(config.device)
     clip = origin.load(method.name, adaptation.additions, adaptation.adapters is not None, device)
-    clip.precision = devices.resolve_precision(config.precision, device)
+    clip.precision = devices.resolve_precision(config.precision, device, clip.model)
     adaptation.require_blocks(clip)
     # now, not after hours of training; a state is weights and two moments, and lies beside the one it replaces
     states = (9 if _looks(config) else 6) if config.save_every and adaptation.adapters is None else 0

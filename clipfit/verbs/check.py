@@ -85,7 +85,8 @@ def check(config: CheckConfig, progress: Counter | None = None) -> Checked:
     objections: Objections = []
     found = layout.read(config.shots, config.classes, config.image_root, objections)
     progress.say(f"loading {config.model}")
-    model = load(config.model, pretrained=config.pretrained, templates=config.templates, device=config.device)
+    model = load(config.model, pretrained=config.pretrained, templates=config.templates, device=config.device,
+                 precision="fp32")  # fmt: skip  # in which the thresholds were measured
     names = tuple(dict.fromkeys(found.names.values()))
     candidates = model.candidates(names)
     seen, embeddings, unreadable = _look_at_all(found, model, candidates, config.batch_size, progress)

@@ -144,6 +144,7 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     device = devices.resolve_device(config.device)
     progress.say(f"loading {model} on {device}")
     clip = loading.load(model, config.pretrained, device)
+    _choose_precision(clip, config, progress)
     progress.say(f"decoding {len(test.samples)} images")
     depth = grey_bits(test.samples)
     images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth)
@@ -172,8 +173,14 @@ def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:
     device = devices.resolve_device(config.device)
     progress.say(f"loading {run.source.model} on {device}")
     clip = run.pretrained(device)
-    clip.precision = run.record.precision if device.type == run.record.device else "fp32"
+    _choose_precision(clip, config, progress)
     return clip
+
+
+def _choose_precision(clip: Clip, config: EvaluateConfig, progress: Progress) -> None:
+    """What is fast here, not what was so where the run was made."""
+    clip.precision = devices.resolve_precision(config.precision, clip.device, clip.model)
+    progress.say(f"features are computed in {clip.precision}")
 
 
 def _score(

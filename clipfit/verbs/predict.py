@@ -354,7 +354,7 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     listed = read_new_classes(file) if file else ()  # before anything takes long
     found = predictor.load(
         model, pretrained=config.pretrained, alpha=config.alpha, template=config.template,
-        templates=config.templates, device=config.device,
+        templates=config.templates, device=config.device, precision=config.precision,
     )  # fmt: skip
     own = () if config.classes else found.classes
     found = found.among((*own, *excluding(listed, own)))

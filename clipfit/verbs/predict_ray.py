@@ -56,7 +56,8 @@ class Recipe:
         folder = predictor.folder_of(Path(made.origin.name) if made.origin.run else made.origin.name)
         alpha = made.alpha if made.origin.run else None
         model = str(folder.absolute()) if folder else made.origin.name
-        return cls(replace(config, html=None), model, config.pretrained, alpha, made.templates, job.candidates.names,
+        config = replace(config, html=None, precision=made.clip.precision)  # all workers in one type, the driver's
+        return cls(config, model, config.pretrained, alpha, made.templates, job.candidates.names,
                    made.origin.digest)  # fmt: skip
 
     def job(self) -> Job:
@@ -65,7 +66,7 @@ class Recipe:
 
         made = predictor.load(
             self.model, pretrained=self.pretrained, alpha=self.alpha, classes=self.classes, templates=self.templates,
-            device=self.config.device,
+            device=self.config.device, precision=self.config.precision,
         )  # fmt: skip
         if made.origin.digest != self.digest:
             raise ModelError(f"{self.model} is another model on a worker than here: give all of them the same files.")

@@ -1,0 +1,160 @@
+"""`--precision auto`: bf16 where the processor multiplies in it and the model is large; and what stays float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Cli, task_of
+from safetensors.torch import load_file
+
+from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, load
+from clipfit.methods import METHODS
+from clipfit.methods.batch import Batch
+from clipfit.model import devices, loading
+from clipfit.streams import Rows
+from clipfit.training.step import accumulate, embedded
+
+CPU = torch.device("cpu")
+PROBES = {"_is_avx512_bf16_supported": "cpu", "_is_amx_tile_supported": "cpu", "_is_mkldnn_bf16_supported": "mkldnn"}
+
+
+class Machine:
+    """A processor by what torch's probes say of it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self._patch = patch
+        patch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        patch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+
+    def has(self, *probes: str) -> None:
+        """These say yes, and all others no."""
+        mkldnn = {name: lambda said=name in probes: said for name, owner in PROBES.items() if owner == "mkldnn"}
+        self._patch.setattr(torch.ops, "mkldnn", SimpleNamespace(**mkldnn))
+        for name, owner in PROBES.items():
+            if owner == "cpu":
+                self._patch.setattr(torch.cpu, name, lambda said=name in probes: said, raising=False)
+
+
+@pytest.fixture
+def machine(monkeypatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+@pytest.fixture
+def _all_are_large(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "LARGE", 0)
+
+
+def of_size(parameters: int) -> SimpleNamespace:
+    return SimpleNamespace(visual=torch.nn.Linear(parameters, 1, bias=False, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("probes", "expected"),
+    [
+        (("_is_avx512_bf16_supported", "_is_mkldnn_bf16_supported"), "bf16"),
+        (("_is_amx_tile_supported", "_is_mkldnn_bf16_supported"), "bf16"),
+        (tuple(PROBES), "bf16"),
+        (("_is_mkldnn_bf16_supported",), "fp32"),  # AVX-512 without bf16: it would be emulated
+        (("_is_avx512_bf16_supported",), "fp32"),  # oneDNN would not use it
+        ((), "fp32"),
+    ],
+)
+def test_auto_follows_what_the_processor_can(machine, probes, expected):
+    machine.has(*probes)
+    assert devices.resolve_precision("auto", CPU) == expected
+    assert devices.resolve_precision("fp32", CPU) == "fp32"
+
+
+def test_a_torch_without_the_probes_says_no(monkeypatch):
+    for name, owner in PROBES.items():
+        if owner == "cpu":
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert devices.resolve_precision("auto", CPU) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("AVX2", "fp32"), ("avx512_core", "fp32"), ("AVX512_CORE_BF16", "bf16"), ("AVX512_CORE_AMX", "bf16")],
+)
+def test_what_onednn_is_told_to_leave_alone_counts(machine, monkeypatch, told, expected):
+    machine.has(*PROBES)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", told)
+    assert devices.resolve_precision("auto", CPU) == expected
+
+
+def test_without_onednn_it_is_no(machine, monkeypatch):
+    machine.has(*PROBES)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert devices.resolve_precision("auto", CPU) == "fp32"
+
+
+def test_a_small_image_tower_stays_in_float32(machine):
+    machine.has(*PROBES)
+    sizes = (devices.LARGE - 1, devices.LARGE)
+    assert [devices.resolve_precision("auto", CPU, of_size(n)) for n in sizes] == ["fp32", "bf16"]
+    assert devices.resolve_precision("bf16", CPU, of_size(1)) == "bf16"
+
+
+@pytest.mark.usefixtures("_all_are_large")
+def test_a_run_says_what_it_was_made_in_and_is_measured_in_what_is_fast_here(split, models, tmp_path, machine):
+    machine.has(*PROBES)
+    run = adapt(AdaptConfig(split, model=models["vit"], output=tmp_path / "run", recipe={"epochs": 1})).run
+    assert json.loads((run / "config.json").read_text("utf-8"))["precision"] == "bf16"
+    there = evaluate(EvaluateConfig(run))
+    assert (there.features, load(run).clip.precision) == ("bf16", "bf16")
+    assert load(run).at(0.0).clip.precision == "bf16"
+    machine.has()  # another one
+    here = evaluate(EvaluateConfig(run))
+    assert (here.features, here.as_json()["features"]) == ("fp32", "fp32")
+    assert load(run).clip.precision == "fp32"
+    assert load(run, precision="bf16").at(0.0).clip.precision == "bf16"
+    assert evaluate(EvaluateConfig(run, precision="bf16")).features == "bf16"
+    zero_shot = EvaluateConfig(model=models["vit"], data=split / "test", precision="bf16")
+    assert evaluate(zero_shot).features == "bf16"
+
+
+def test_the_command_line_says_the_type(cli: Cli, split_run: Path, split: Path):
+    done = cli("evaluate", split_run, "--precision", "bf16")
+    assert "features are computed in bf16" in done.stderr
+    assert ", features in bf16" in done.stderr
+    done = cli("predict", split_run, split / "test" / "cow", "--precision", "bf16")
+    assert "on cpu in bf16" in " ".join(done.stderr.split())
+    cli("predict", split_run, split / "test" / "cow", "--precision", "fp16").fails(2, "auto, fp32, bf16", "'fp16'")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [None, 2])
+def test_weights_gradients_embeddings_and_losses_are_float32_in_bf16(models, method, size):
+    """And the losses are near those in float32; the towers alone are in bf16."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        clip = loading.load(models["vit"])
+        clip.precision = precision
+        task, objective = task_of(clip, ["ant", "bee", "cow"], method)
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randn(4, 3, *clip.image_size, generator=draw)
+        batch = Batch.of(images, [0, 1, 2, 1], Rows(0, (0, 1, 2, 3)))
+        texts, seen, e = embedded(objective, batch, size)
+        tensors = [*texts.columns, *seen.columns, e.t, *([e.teacher_u] if objective.teacher else [])]
+        assert {t.dtype for t in tensors if t is not None} == {torch.float32}
+        assert {term.value.dtype for term in objective.terms(e, batch).values()} == {torch.float32}
+        found[precision] = accumulate(objective, batch, size).total
+        trained = [p for p in task.clip.model.parameters() if p.grad is not None]
+        assert trained
+        assert {dtype for p in trained for dtype in (p.dtype, p.grad.dtype)} == {torch.float32}
+        differ = task.clip.model.visual(images).dtype  # outside of autocast: the weights were never cast
+        assert differ == torch.float32
+    assert found["bf16"] != found["fp32"]
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
+
+
+def test_a_run_in_bf16_has_float32_weights(split, models, tmp_path):
+    config = AdaptConfig(split, model=models["vit"], precision="bf16", output=tmp_path / "run", recipe={"epochs": 1})
+    state = load_file(adapt(config).run / "finetuned.safetensors")
+    assert {t.dtype for t in state.values()} == {torch.float32}
