@@ -423,7 +423,7 @@ def test_pages_have_papers_figures_beside():
         "## y",
     ]
     mean, x, y = text.split("## ")[1:]
-    assert "| *A \\| B* |  | 50 | 60.5 | 55 |" in mean
+    assert "| *A \\| B* |  | 50.00 | 60.50 | 55.00 |" in mean
     assert "A \\|" not in x
     assert "| *A \\| B* |  | 70.25 |  |  |" in y
     assert "| zero-shot | 0 | 25.0 | 50.0 | 33.3 |" in x

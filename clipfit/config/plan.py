@@ -72,7 +72,10 @@ class SetRow(Checked):
 
 @dataclass(frozen=True)
 class Published:
-    """A table `[published.NAME]`: figures of a paper, in percent, by set, in the order of the table's columns."""
+    """A table `[published.NAME]`: figures of a paper, in percent, by set, in the order of the table's columns.
+
+    nan stands for one that the paper does not give.
+    """
 
     source: str
     figures: Mapping[str, tuple[float, ...]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 
 from clipfit.config.plan import Plan
@@ -15,14 +16,24 @@ KEYS = ("set", "sets", "method", "alpha", "shots", "figure", "mean", "half_width
 
 
 def published(plan: Plan, name: str, columns: Sequence[tuple[int | None, str]]) -> dict[str, list[str]]:
-    """The figures of papers on a set, by the name of their row: a cell a column, in percent as they are printed."""
+    """The figures of papers on a set, by the name of their row: a cell a column, in percent as they are printed.
+
+    A figure that the paper does not have is nan in the plan, and empty here.
+    """
+    decimals = _decimals(plan)
     found = {}
     for called, table in plan.published.items():
         values = table.figures.get(name)
         if values:
-            cells = [f"{value:g}" for value in values[: len(columns)]]
+            cells = ["" if math.isnan(value) else f"{value:.{decimals}f}" for value in values[: len(columns)]]
             found[called] = cells + [""] * (len(columns) - len(cells))
     return found
+
+
+def _decimals(plan: Plan) -> int:
+    """As many as the published figure with most of them has: TOML does not tell 71.70 from 71.7."""
+    rows = (figures for table in plan.published.values() for figures in table.figures.values())
+    return max((len(f"{value:.6g}".partition(".")[2]) for row in rows for value in row), default=0)
 
 
 def csv_of(tables: Tables) -> str:
@@ -36,8 +47,9 @@ def csv_of(tables: Tables) -> str:
         columns = columns_of(tables, name)
         for called, table in tables.plan.published.items():
             for (shots, column), value in zip(columns, table.figures.get(name, ()), strict=False):
-                writer.writerow({"set": name, "method": called, "shots": shots, "figure": column,
-                                 "published": f"{value / 100:.6g}"})  # fmt: skip
+                if not math.isnan(value):
+                    writer.writerow({"set": name, "method": called, "shots": shots, "figure": column,
+                                     "published": f"{value / 100:.6g}"})  # fmt: skip
     return text.getvalue()
 
 

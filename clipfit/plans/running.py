@@ -54,6 +54,7 @@ class Bench:
         self._bits = {name: grey_bits(found.images.train) for name, found in sets.items()}
         self._pools: dict[str, list[Sample]] = {}
         self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
+        self._identities: dict[tuple[str, str, int | None], str] = {}
 
     # ---- what a cell is
 
@@ -97,7 +98,14 @@ class Bench:
         return self._pools[name]
 
     def identity(self, cell: Cell) -> str:
-        """Of all that its result depends on: another plan, model, set or version has other cells."""
+        """Of all that its result depends on: another plan, model, set or version has other cells. The seed is in its
+        name."""
+        key = (cell.set, cell.method, cell.shots)
+        if key not in self._identities:  # episodes are thousands of cells
+            self._identities[key] = self._identity(cell)
+        return self._identities[key]
+
+    def _identity(self, cell: Cell) -> str:
         plan, source, contender = self.plan, self.clip.source, self.contenders[cell.method]
         found = self.sets[cell.set]
         settings = None
