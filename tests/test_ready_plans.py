@@ -223,7 +223,7 @@ def test_a_published_draw_is_taken_by_its_names_and_kept_in_the_order_of_classes
     found = LabelledSet.read("Flowers102", row)
     assert [s.source for s in found.shots(found.classes, 1, 7)] == [f"{c}_train_2.jpg" for c in range(5)]
     assert [s.label for s in found.shots(found.base, 1, 7)] == names[:3]
-    with pytest.raises(DataError, match=r"shot_1-seed_8\.json cannot be read"):
+    with pytest.raises(DataError, match=r"shot_1-seed_8\.json does not exist"):
         found.shots(found.classes, 1, 8)
     few_shot(tmp_path / "shot_1-seed_7.json", [*listed[:4], ("2_test_0.jpg", names[2])])
     with pytest.raises(DataError, match=r"lists .*2_test_0\.jpg as 'canterbury bells', .* does not have it"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, MISSING, dataclass, field
@@ -22,6 +23,7 @@ else:
 PROTOCOLS = ("fsl", "bng", "dg", "cdg", "episodes")
 ACROSS = ("dg", "cdg")  # those that test on other sets than they train on
 ZERO_SHOT = "zero-shot"
+MEAN = "mean"  # over the sets: in tables in the place of a set's name
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Published:
 class Plan(Checked):
     """A plan file. `methods`: a row of the tables by name, options of `adapt` under their flat keys."""
 
-    protocol: str = option(MISSING, "fsl, bng, dg, cdg or episodes.", choices=PROTOCOLS)
+    protocol: str = option(MISSING, "What is trained on, and what measured on.", choices=PROTOCOLS)
     _: KW_ONLY
     model: str = shared.model()
     pretrained: str | None = shared.pretrained()
@@ -114,8 +116,13 @@ class Plan(Checked):
         if (self.protocol in ACROSS) != bool(self.targets):
             which = "needs" if self.protocol in ACROSS else "has no"
             raise UsageError(f"protocol {self.protocol} {which} sets to test on, [targets.NAME].")
+        for name in (*self.methods, *self.sets, *self.targets, *self.published):
+            require(bool(name.strip()) and name.isprintable(), "a name must be one line that can be read", name)
+        require(MEAN not in self.sets, f"no set can be called {MEAN}, which is what the table of all is called", MEAN)
         both = [name for name in self.sets if name in self.targets and self.sets[name] != self.targets[name]]
         require(not both, "a name in both sets and targets must stand for one set", ", ".join(both))
+        twice = [name for name in self.sets if name in self.targets and self.protocol == "dg"]
+        require(not twice, "dg tests on the set itself, so that no target is called like it", ", ".join(twice))
         require(self.protocol != "episodes" or bool(self.shots), "episodes need shots, a list of numbers", "none")
         _known("reference", [self.reference], self.methods)
 
@@ -146,6 +153,8 @@ def read_plan(file: Path) -> Plan:
     Raises:
         UsageError: it is missing or no TOML, names what there is not, or a value is not as it must be.
     """
+    if file.exists() and not file.is_file():  # reading a pipe may never end
+        raise UsageError(f"the plan {file} is no file: expected one in TOML.")
     try:
         document = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -156,15 +165,18 @@ def read_plan(file: Path) -> Plan:
     tables = {key: _tables(file, document.pop(key, {}), key) for key in ("methods", "sets", "targets", "published")}
     try:
         values = settings(Plan, document, "a plan")
-        return Plan(
+        plan = Plan(
             **{"protocol": "", **values},
             methods=tables["methods"],
             sets={name: _set(name, table, "sets") for name, table in tables["sets"].items()},
             targets={name: _set(name, table, "targets") for name, table in tables["targets"].items()},
             published={name: _published(name, table) for name, table in tables["published"].items()},
         )
+        for name, table in plan.published.items():
+            _known(f"[published.{name}]", list(table.figures), {**plan.sets, MEAN: None})
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
+    return plan
 
 
 def _tables(file: Path, found: object, key: str) -> Mapping[str, Mapping[str, Any]]:
@@ -185,8 +197,13 @@ def _set(name: str, table: Mapping[str, Any], kind: str) -> SetRow:
 
 def _published(name: str, table: Mapping[str, Any]) -> Published:
     given = dict(table)
-    source = given.pop("source", "")
-    try:
-        return Published(str(source), {key: tuple(map(float, values)) for key, values in given.items()})
-    except (TypeError, ValueError):
-        raise UsageError(f"[published.{name}]: each entry is a list of numbers by the name of a set.") from None
+    source = str(given.pop("source", ""))
+    for key, values in given.items():
+        if not isinstance(values, list) or not all(_is_figure(value) for value in values):
+            raise UsageError(f"[published.{name}]: {key} must be a list of numbers, a column each; found {values!r}.")
+    require(source.isprintable(), f"[published.{name}]: the source must be one line that can be read", source)
+    return Published(source, {key: tuple(map(float, values)) for key, values in given.items()})
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isinf(value)

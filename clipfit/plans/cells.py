@@ -16,9 +16,11 @@ import torch
 from filelock import FileLock, Timeout
 
 from clipfit.config.plan import Plan
+from clipfit.errors import ModelError
 from clipfit.runs import files
 
 FOLDER = "cells"
+MOST = 100  # bytes of a cell's name that are names of the plan: file systems take 255 with all that stands around them
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Cell:
         return ", ".join(parts)
 
     def file(self, output: Path, identity: str) -> Path:
-        """Where it is kept: by its name, and by all that its result depends on."""
-        parts = [self.set, self.method, f"{'all' if self.shots is None else self.shots}-shot"]
-        parts += [f"{self.seed:05d}"] if self.seed is not None else []
-        name = "--".join(re.sub(r"[^\w+=.,-]", "-", part) for part in parts)
-        return output / FOLDER / f"{name[:150]}--{identity}.safetensors"
+        """Where it is kept: by its name, and by all that its result depends on. A long name is cut, never the seed."""
+        name = re.sub(r"[^\w+=.,-]", "-", f"{self.set}--{self.method}").encode()[:MOST].decode("utf-8", "ignore")
+        drawn = [f"{'all' if self.shots is None else self.shots}-shot"]
+        drawn += [f"{self.seed:05d}"] if self.seed is not None else []
+        return output / FOLDER / f"{name}--{'--'.join(drawn)}--{identity}.safetensors"
 
 
 def cells_of(plan: Plan, zero_shot: frozenset[str]) -> list[Cell]:
@@ -99,12 +101,17 @@ class Result:
         tensors = {f"labels/{figure}": values for figure, values in self.labels.items()}
         for alpha, columns in self.predicted.items():
             tensors |= {f"predicted/{alpha:g}/{figure}": values for figure, values in columns.items()}
-        files.write_tensors(file, tensors, {**about, "images": self.images})
+        files.write_tensors(file, tensors, {**about, "images": self.images, "sha256": _digest(tensors)})
 
     @classmethod
     def read(cls, file: Path) -> Result:
         """Raises ModelError for a file that is damaged."""
-        tensors, about = files.read_tensors(file)
+        try:
+            tensors, about = files.read_tensors(file)
+        except ModelError:
+            tensors, about = {}, {}
+        if about.get("sha256") != _digest(tensors):
+            raise ModelError(f"the cell {file} is damaged: delete it, and the same command does it again.")
         labels: dict[str, torch.Tensor] = {}
         predicted: dict[float, dict[str, torch.Tensor]] = {}
         for name, values in tensors.items():
@@ -115,6 +122,14 @@ class Result:
                 alpha, _, figure = rest.partition("/")
                 predicted.setdefault(float(alpha), {})[figure] = values
         return cls(about["images"], labels, predicted)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of named tensors: a flipped bit is another class, which no one would notice."""
+    digest = hashlib.sha256()
+    for name, values in sorted(tensors.items()):
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}:".encode() + values.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clipfit.config.plan import Plan
+from clipfit.config.plan import MEAN, Plan
 from clipfit.measure.metrics import Estimate, estimate, harmonic_mean, paired_difference
 from clipfit.plans.cells import Cell, Result, in_episodes
 
 HM = "HM"
-MEAN = "mean"
 Results = Mapping[Cell, Result]
 Row = tuple[str, float]  # a method, at a ratio
 

@@ -7,9 +7,9 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 
-from clipfit.config.plan import Plan
+from clipfit.config.plan import MEAN, Plan
 from clipfit.measure.metrics import Estimate
-from clipfit.plans.figures import MEAN, Figure, Tables
+from clipfit.plans.figures import Figure, Tables
 
 KEYS = ("set", "sets", "method", "alpha", "shots", "figure", "mean", "half_width", "n", "difference", "low", "high",
         "published")  # fmt: skip

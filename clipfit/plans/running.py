@@ -13,7 +13,7 @@ from clipfit.data.copies import Known, first_of_each, identify
 from clipfit.data.images import ImageStore, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.ensemble import interpolate
-from clipfit.errors import ClipfitError
+from clipfit.errors import ClipfitError, UsageError
 from clipfit.events import Progress
 from clipfit.measure import scoring
 from clipfit.model.clip import Clip
@@ -54,7 +54,7 @@ class Bench:
         self._bits = {name: grey_bits(found.images.train) for name, found in sets.items()}
         self._pools: dict[str, list[Sample]] = {}
         self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
-        self._identities: dict[tuple[str, str, int | None], str] = {}
+        self._identities: dict[tuple[str, str, int | None, str | None], str] = {}
 
     # ---- what a cell is
 
@@ -98,22 +98,26 @@ class Bench:
         return self._pools[name]
 
     def identity(self, cell: Cell) -> str:
-        """Of all that its result depends on: another plan, model, set or version has other cells. The seed is in its
-        name."""
-        key = (cell.set, cell.method, cell.shots)
+        """Of all that its result depends on but its seed: another plan, model, set or version has other cells."""
+        plain, found = self.contenders[cell.method].values is None, self.sets[cell.set]
+        listed = None if plain or in_episodes(self.plan) else found.drawn(cell.shots, cell.seed or 0)
+        key = (cell.set, cell.method, cell.shots, listed)
         if key not in self._identities:  # episodes are thousands of cells
-            self._identities[key] = self._identity(cell)
+            self._identities[key] = self._identity(cell, listed)
         return self._identities[key]
 
-    def _identity(self, cell: Cell) -> str:
+    def _identity(self, cell: Cell, listed: str | None) -> str:
         plan, source, contender = self.plan, self.clip.source, self.contenders[cell.method]
         found = self.sets[cell.set]
         settings = None
         if contender.values is not None:
             counts = [cell.shots] if cell.shots else counts_of(found.images.train, found.classes)
-            resolved = contender.resolved(source.adapt_defaults, found.row.settings, found.templates, counts, 0)
+            try:
+                resolved = contender.resolved(source.adapt_defaults, found.row.settings, found.templates, counts, 0)
+            except UsageError as error:
+                raise UsageError(f"set {cell.set}, row {cell.method}: {error}") from None
             settings = {**asdict(resolved), "method": resolved.method.name}
-        drawn = [plan.way, plan.query, max(plan.shots), plan.seeds[0]] if in_episodes(plan) else found.row.few_shot
+        drawn = [plan.way, plan.query, max(plan.shots), plan.seeds[0]] if in_episodes(plan) else listed
         targets = {name: [self._prints[name], other.templates] for name, other in self.targets.items()}
         return identity_of({
             "clipfit": __version__, "weights": source.sha256, "model_cfg": source.model_cfg,

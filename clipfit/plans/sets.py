@@ -13,11 +13,14 @@ from typing import Any
 from clipfit.config.plan import SetRow
 from clipfit.data import layout
 from clipfit.data.layout import LabelledImages, Sample
+from clipfit.data.names import read_text
 from clipfit.data.shots import select
 from clipfit.errors import ClipfitError, DataError
 from clipfit.model import templates
 from clipfit.plans.contenders import require_settings
 from clipfit.prompts import Templates
+
+HALVES = ("base", "new")
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,13 @@ class LabelledSet:
         wanted = set(classes)
         samples = tuple(sample for sample in self.images.test or () if sample.label in wanted)
         if not samples:
-            raise DataError(f"set {self.name} has no test images of its {figure} classes, so nothing can be measured.")
+            half = f" of its {figure} classes" if figure.endswith(HALVES) else ""
+            raise DataError(f"set {self.name} has no test images{half}, so nothing can be measured.")
         return Part(self.name, figure, samples, tuple(classes))
 
     def halves(self, prefix: str = "") -> tuple[Part, ...]:
         """What is measured on in base-to-new: each half within its own classes."""
-        return self.part(f"{prefix}base", self.base), self.part(f"{prefix}new", self.new)
+        return self.part(f"{prefix}{HALVES[0]}", self.base), self.part(f"{prefix}{HALVES[1]}", self.new)
 
     def shots(self, classes: Collection[str], per_class: int | None, seed: int) -> tuple[Sample, ...]:
         """K images a class, as `adapt --shots-per-class K --seed S` draws them; or CoOp's own draw, where it is given.
@@ -112,7 +116,7 @@ class LabelledSet:
     def _listed(
         self, train: Iterable[Sample], classes: Collection[str], per_class: int, seed: int
     ) -> tuple[Sample, ...]:
-        file = Path((self.row.few_shot or "").format(shots=per_class, seed=seed))
+        file = self._list(per_class, seed)
         by_tail = {PurePosixPath(sample.source).as_posix(): sample for sample in train}
         found: dict[str, Sample] = {}
         for entry in _entries(file):
@@ -129,6 +133,16 @@ class LabelledSet:
             raise DataError(f"{file} lists no shot of class {lacking[0]!r} of the set {self.name}.")
         order = {name: i for i, name in enumerate(self.classes)}
         return tuple(sorted(found.values(), key=lambda sample: order[sample.label]))  # stable: as they are listed
+
+    def _list(self, per_class: int, seed: int) -> Path:
+        return Path((self.row.few_shot or "").replace("{shots}", str(per_class)).replace("{seed}", str(seed)))
+
+    def drawn(self, per_class: int | None, seed: int) -> str | None:
+        """SHA-256 of CoOp's list of the shots; None where the seed draws them. Raises DataError where it is missing."""
+        if not self.row.few_shot or per_class is None:
+            return None
+        file = self._list(per_class, seed)
+        return hashlib.sha256(_text_of(file).encode()).hexdigest()
 
     def fingerprint(self) -> str:
         """SHA-256 of the list of its images, by part: name, class, bytes in the file. They are not opened."""
@@ -149,14 +163,16 @@ def counts_of(samples: Sequence[Sample], classes: Sequence[str]) -> list[int]:
 
 def _entries(file: Path) -> list[Mapping[str, Any]]:
     """The training part of a few-shot list: {"train": {"data": [{"impath", "label", "classname"}, …]}, …}."""
+    text = _text_of(file)
     try:
-        document = json.loads(file.read_text("utf-8"))
-        entries = document["train"]["data"]
+        entries = json.loads(text)["train"]["data"]
         assert all(isinstance(entry["impath"], str) and isinstance(entry["classname"], str) for entry in entries)
-    except OSError as error:
-        raise DataError(f"the list of shots {file} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AssertionError):
         raise DataError(
             f'{file} is no list of shots: expected {{"train": {{"data": [{{"impath", "label", "classname"}}, …]}}}}.'
         ) from None
     return list(entries)
+
+
+def _text_of(file: Path) -> str:
+    return read_text(file, "the list of shots")

@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clipfit.plans.figures import HM, MEAN, Figure
+from clipfit.config.plan import MEAN
+from clipfit.plans.figures import HM, Figure
 from clipfit.plans.pages import columns_of, heading_of, published
 from clipfit.text import printable
 from clipfit.verbs.benchmark import MARKDOWN, Benchmarked

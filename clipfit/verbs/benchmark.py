@@ -54,7 +54,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     sets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.sets.items()}
     targets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.targets.items()}
     for row in (*sets.values(), *targets.values()):
-        files.require_outside(output, row.row.data)
+        files.require_outside(output / FOLDER, row.row.data)
     device = devices.resolve_device(config.device)
     progress.say(f"loading {plan.model} on {device}")
     clip = loading.load(plan.model, plan.pretrained, device)
