@@ -3,8 +3,8 @@
     python examples/plans/prepare.py DATA                    # whichever of them are there
     python examples/plans/prepare.py DATA fgvc_aircraft      # one
 
-DATA is laid out as DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says; the four sets of cross-domain.toml
-as the CD-FSL benchmark (https://github.com/IBM/cdfsl-benchmark) has them. Rows are in the order of the classes, whose
+DATA is laid out as DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says; the four sets of the
+cross-domain plans as the CD-FSL benchmark (https://github.com/IBM/cdfsl-benchmark) has them. Rows are in the order of the classes, whose
 first half is base; paths start at the manifest's folder. Only names are read, no image is opened.
 """
 
