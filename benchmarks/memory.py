@@ -2,12 +2,14 @@
 
     python benchmarks/memory.py [--batch 64] [--parts 16 8] [--classes 10] [--method cite]
 
-ViT-B-32 with random weights, two steps in a process of its own for each row; its peak is what the system says of it
-(ru_maxrss). "held" is what no part of a batch changes: weights, gradient, two moments and, of cite, the frozen image
-tower; "beyond" is the peak less that and less a process that has loaded torch and clipfit, over the whole batch's.
+ViT-B-32 with random weights, a step (not the first) in a process of its own for each row; its peak is what the system
+says of it (ru_maxrss). "held" is what no part of a batch changes: weights, gradient, two moments and, of cite, the
+frozen image tower; "beyond" is the peak less that and less a process that has loaded torch and clipfit, over the whole
+batch's.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import resource
 import sys
@@ -36,7 +38,7 @@ def peak() -> int:
 
 
 def step(method: str, classes: int, batch: int, part: int | None, checkpoint: bool) -> tuple[int, int, int]:
-    """Bytes at most: before there was a model, held by weights and what is kept of each, and after two steps."""
+    """Bytes at most: before there was a model, held by weights and what is kept of each, and after a step."""
     import open_clip
 
     torch.set_num_threads(1)
@@ -55,16 +57,12 @@ def step(method: str, classes: int, batch: int, part: int | None, checkpoint: bo
     images = torch.randn(batch, 3, *clip.image_size, generator=draw)
     made = Batch.of(images, [k % classes for k in range(batch)], Rows(0, tuple(range(batch))))
 
-    def steps() -> None:
-        for _ in range(2):
-            fitting.accumulate(made, trained.zero_grad)
-            trained.step(1.0)
-
-    if checkpoint:
-        with checkpointing.checkpointed(clip):
-            steps()
-    else:
-        steps()
+    for parameter in trained.parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    trained.step(1.0)  # now there are moments
+    with checkpointing.checkpointed(clip) if checkpoint else contextlib.nullcontext():
+        fitting.accumulate(made, trained.zero_grad)
+    trained.step(1.0)
     weights = sum(p.numel() * p.element_size() for p in clip.model.parameters())
     teacher = sum(p.numel() * p.element_size() for p in model.visual.parameters()) if objective.teacher else 0
     return before, 4 * weights + teacher, peak()
