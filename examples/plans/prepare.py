@@ -3,9 +3,9 @@
     python examples/plans/prepare.py DATA                    # whichever of them are there
     python examples/plans/prepare.py DATA fgvc_aircraft      # one
 
-DATA is laid out as DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says; the four sets of the
-cross-domain plans as the CD-FSL benchmark (https://github.com/IBM/cdfsl-benchmark) has them. Rows are in the order of the classes, whose
-first half is base; paths start at the manifest's folder. Only names are read, no image is opened.
+DATA is laid out as DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says; the four sets of the cross-domain
+plans as the CD-FSL benchmark (https://github.com/IBM/cdfsl-benchmark) has them. Rows are in the order of the classes,
+whose first half is base; paths start at the manifest's folder. Only names are read, no image is opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 Row = tuple[Path, str, str]  # image, class, train, val or test
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-# CoOp's classnames.txt calls two folders "missile" and two "sunglasses"; there, images of the second of each can never
+# CLIP's names, which CoOp's classnames.txt copies, call two folders "missile" and two "sunglasses"; there, images of the second of each can never
 # be right. These are WordNet's own first words for one of each.
 TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
 # as CoOp's split of EuroSAT spells them
