@@ -18,8 +18,8 @@ from pathlib import Path
 
 Row = tuple[Path, str, str]  # image, class, train, val or test
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-# CLIP's names, which CoOp's classnames.txt copies, call two folders "missile" and two "sunglasses"; there, images of the second of each can never
-# be right. These are WordNet's own first words for one of each.
+# CLIP's names, which CoOp's classnames.txt copies, call two folders "missile" and two "sunglasses"; there, images of
+# the second of each can never be right. These are WordNet's own first words for one of each.
 TWINS = {"n04008634": "projectile", "n04355933": "sunglass"}
 # as CoOp's split of EuroSAT spells them
 LAND = {
