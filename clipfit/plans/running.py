@@ -23,6 +23,8 @@ from clipfit.plans.contenders import Contender
 from clipfit.plans.sets import LabelledSet, Part, counts_of
 from clipfit.version import __version__
 
+SAME_GRADIENT = ("micro_batch", "gradient_checkpointing")  # settings that change what a result costs alone
+LOOKED_AT = 2000  # training images, for the depth of greys: ImageNet has a million
 STORES = 4  # decoded test images of so many parts are kept
 
 
@@ -51,7 +53,10 @@ class Bench:
         self.contenders = {name: Contender.of(name, table) for name, table in plan.methods.items()}
         self._say = progress.say
         self._prints = {name: found.fingerprint() for name, found in {**sets, **targets}.items()}
-        self._bits = {name: grey_bits(found.images.train) for name, found in sets.items()}
+        self._bits = {
+            name: grey_bits(found.images.train[:: 1 + len(found.images.train) // LOOKED_AT])
+            for name, found in sets.items()
+        }
         self._pools: dict[str, list[Sample]] = {}
         self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
         self._identities: dict[tuple[str, str, int | None, str | None], str] = {}
@@ -117,6 +122,7 @@ class Bench:
             except UsageError as error:
                 raise UsageError(f"set {cell.set}, row {cell.method}: {error}") from None
             settings = {**asdict(resolved), "method": resolved.method.name}
+            settings["recipe"] = {k: v for k, v in settings["recipe"].items() if k not in SAME_GRADIENT}
         drawn = [plan.way, plan.query, max(plan.shots), plan.seeds[0]] if in_episodes(plan) else listed
         targets = {name: [self._prints[name], other.templates] for name, other in self.targets.items()}
         return identity_of({

@@ -58,7 +58,7 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     device = devices.resolve_device(config.device)
     progress.say(f"loading {plan.model} on {device}")
     clip = loading.load(plan.model, plan.pretrained, device)
-    clip.precision = devices.resolve_precision(config.precision, device)
+    clip.precision = devices.resolve_precision(config.precision, device, clip.model)
     bench = Bench(plan, sets, targets, clip, config, progress)
     cells = {cell: cell.file(output, bench.identity(cell)) for cell in cells_of(plan, zero_shot)}
     done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
