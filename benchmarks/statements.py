@@ -2,7 +2,7 @@
 
 python benchmarks/digits.py
 clipfit benchmark benchmarks/small.toml --output benchmarks/results/small      as often as there are cores
-python benchmarks/statements.py                                                the table of docs/results.md
+python benchmarks/statements.py                                                the tables of docs/results.md
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipfit import BenchmarkConfig, benchmark
-from clipfit.plans.figures import Gain, Row, Tables
+from clipfit.config.plan import MEAN
+from clipfit.plans.figures import HM, Gain, Row, Tables
+from clipfit.plans.pages import percent
 
 HERE = Path(__file__).parent
 CITE, FLYP, FINETUNE, ATHA, ZERO = "cite", "flyp", "finetune", "atha", ("zero-shot", 0.0)
@@ -51,6 +53,18 @@ def shown(gain: Gain) -> str:
     return f"{100 * gain.difference:+.1f} [{100 * gain.low:.1f}, {100 * gain.high:.1f}]"
 
 
+def by_set(tables: Tables) -> None:
+    """Base, new and HM of the mean, then the HM of each set: means over seeds, in percent."""
+    names = [MEAN, *tables.plan.sets]
+    found = {(f.set, f.method, f.alpha, f.figure): f for f in tables.figures()}
+    print(f"| method | α | base | new | HM | {' | '.join(names[1:])} |")
+    print("|---" * (5 + len(names[1:])) + "|")
+    for row in tables.rows:
+        cells = [percent(found[(MEAN, *row, figure)].found) for figure in ("base", "new", HM)]
+        cells += [f"{100 * (found[(name, *row, HM)].found.mean or 0):.1f}" for name in names[1:]]
+        print(f"| {row[0]} | {row[1]:g} | {' | '.join(cells)} |")
+
+
 def main() -> None:
     tables = benchmark(BenchmarkConfig(HERE / "small.toml", output=HERE / "results/small", dry_run=True)).tables
     print(
@@ -58,6 +72,8 @@ def main() -> None:
     )
     for said in STATEMENTS:
         print(statement(tables, *said))
+    print()
+    by_set(tables)
 
 
 if __name__ == "__main__":
