@@ -64,7 +64,7 @@ class Bench:
     # ---- what a cell is
 
     def work(self, cell: Cell) -> Work:
-        """The protocols, one after another (METHODS of the papers: arXiv 2407.04003, section 4; 2605.29776)."""
+        """The protocols, one after another (arXiv 2407.04003, section 4; 2605.29776)."""
         found, figure = self.sets[cell.set], "accuracy"
         if in_episodes(self.plan):
             return self._episode(cell)
