@@ -53,11 +53,12 @@ def checked(name: str) -> Checked:
 
 
 def benchmarked(name: str) -> Benchmarked:
-    told = Plan("fsl", methods={"zero-shot": {}, name: {}}, sets={name: SetRow(Path(name))},
-                published={name: Published(name, {name: (50.0,)})})  # fmt: skip
+    called = name if name.isprintable() else "row"  # others are no names of a plan, but may be those of its file
+    told = Plan("fsl", methods={"zero-shot": {}, called: {}}, sets={called: SetRow(Path(name))},
+                published={called: Published(called, {called: (50.0,)})})  # fmt: skip
     labels = {"accuracy": torch.zeros(4, dtype=torch.int32)}
-    results = {Cell(name, "zero-shot", None, None): Result(0, labels, {0.0: labels}),
-               Cell(name, name, None, 0): Result(4, labels, {0.5: labels})}  # fmt: skip
+    results = {Cell(called, "zero-shot", None, None): Result(0, labels, {0.0: labels}),
+               Cell(called, called, None, 0): Result(4, labels, {0.5: labels})}  # fmt: skip
     return Benchmarked(Path(name), Path(name), 2, 2, 1, Tables(told, results))
 
 
