@@ -58,7 +58,7 @@ class Bench:
             for name, found in sets.items()
         }
         self._pools: dict[str, list[Sample]] = {}
-        self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
+        self._decoded = Decoded(config.cache_bytes)
         self._identities: dict[tuple[str, str, int | None, str | None], str] = {}
 
     # ---- what a cell is
@@ -176,15 +176,25 @@ class Bench:
         listed = {**self.sets, **self.targets}[part.of].templates or self.sets[trained].templates
         templates = contender.templates(self.clip.source.adapt_defaults, listed)
         t, z = scoring.texts(clip, part.candidates, templates)  # (C, D)
-        images = self._images(part.samples, self._bits[trained], clip.geometry)
+        images = self._decoded.images(part.samples, self._bits[trained], clip.geometry)
         u = scoring.image_embeddings(clip, images, range(len(images)), self._config.batch_size, z)  # (n, D)
         return (u @ t.T).argmax(1).to(torch.int32)
 
-    def _images(self, samples: tuple[Sample, ...], bits: int | None, geometry: Callable[..., Any]) -> ImageStore:
-        """Decoded, cut to size; those of the last few parts are kept."""
+
+class Decoded:
+    """Test images, decoded and cut to size; those of the last few parts are kept."""
+
+    def __init__(self, budget: int):
+        """`budget`: bytes for all of them."""
+        self._budget = budget
+        self._stores: dict[tuple[int | None, tuple[Sample, ...]], ImageStore] = {}
+
+    def images(self, samples: tuple[Sample, ...], bits: int | None, geometry: Callable[..., Any]) -> ImageStore:
+        """Of a part, at a depth of grey."""
         key = (bits, samples)
-        found = self._stores.pop(key, None) or ImageStore(samples, self._config.cache_bytes // STORES, geometry,
-                                                          grey_bits=bits)  # fmt: skip
+        found = self._stores.pop(key, None) or ImageStore(
+            samples, self._budget // STORES, geometry, grey_bits=bits
+        )  # fmt: skip
         self._stores[key] = found
         while len(self._stores) > STORES:
             self._stores.pop(next(iter(self._stores)))
