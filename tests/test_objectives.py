@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import terms_of
+from conftest import task_of, terms_of
 from open_clip.loss import ClipLoss
 from test_losses import BATCHES as DENSE
 
@@ -152,6 +152,14 @@ def test_cite_starts_at_the_zero_shot_cross_entropy_and_without_distillation(mod
     assert terms["dva"].value.item() == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
     assert terms["vld"].value.item() == pytest.approx(0, abs=1e-6)
     assert {name: term.weight for name, term in terms.items()} == {"dva": 1.0, "scl": 0.7, "vld": 0.1}
+
+
+@pytest.mark.parametrize("method", ["cite", "cite+atha"])
+def test_each_loss_has_the_weight_that_is_asked_for(vit, method):
+    weights = {"dva": 0.25, "scl": 0.5, "vld": 0.0}
+    _, objective = task_of(vit, NAMES, method, **{f"{name}_weight": value for name, value in weights.items()})
+    terms = terms_of(objective, torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert {name: term.weight for name, term in terms.items()} == weights
 
 
 def test_dva_sends_no_gradient_into_the_text_tower(vit):

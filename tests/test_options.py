@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import typer
+from conftest import script_at
 from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt_config
@@ -42,12 +42,7 @@ def _toy(monkeypatch):
 @pytest.fixture(scope="module")
 def pages() -> ModuleType:
     """docs/options.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("pages", DOCS / "options.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_at(DOCS / "options.py")
 
 
 # ---- a toy method: one class of options, one row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 import subprocess
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import plan_data
 import pytest
+from conftest import script_at
 from kills import ends_with
 
 from clipfit import BenchmarkConfig, benchmark
@@ -37,12 +37,7 @@ TEMPLATES = {
 
 def of_prepare() -> ModuleType:
     """examples/plans/prepare.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("prepare", PLANS / "prepare.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_at(PLANS / "prepare.py")
 
 
 def prepare(*arguments: object) -> None:

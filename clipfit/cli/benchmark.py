@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from clipfit.cli.common import keeping, print_json
@@ -19,12 +18,12 @@ def options() -> list[Declared]:
 
 def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Compare methods over sets, shots and seeds, as a plan file says; goes on where it stopped."""
-    config = BenchmarkConfig(**{"output": Path("benchmark") / values["plan"].stem, **values})
+    config = BenchmarkConfig(**values)
 
     from clipfit import benchmark
     from clipfit.report.console import Console
 
-    kept = f"finished cells are kept in {config.output}; the same command goes on from there"
+    kept = f"finished cells are kept in {config.place}; the same command goes on from there"
     with keeping(kept), Console() as console:
         result = benchmark(config, console)
         console.benchmarked(result)

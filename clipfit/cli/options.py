@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, replace
+from dataclasses import MISSING
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -39,11 +39,6 @@ def with_options(command: Command, options: Iterable[Declared]) -> Command:
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     return called
-
-
-def under(heading: str, declared: Declared) -> Declared:
-    """The option, its help beginning with what it belongs to."""
-    return replace(declared, option=replace(declared.option, help=f"{heading}: {declared.option.help}"))
 
 
 def flag_text(declared: Declared) -> str:

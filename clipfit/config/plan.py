@@ -47,6 +47,11 @@ class BenchmarkConfig(Checked):
     device: str = shared.device()
     precision: str = shared.precision()
 
+    @property
+    def place(self) -> Path:
+        """Where finished cells and tables are kept."""
+        return self.output or Path("benchmark") / self.plan.stem
+
 
 @dataclass(frozen=True)
 class SetRow(Checked):

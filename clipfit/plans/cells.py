@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from clipfit.config.plan import Plan
 from clipfit.errors import ModelError
+from clipfit.model.weights import state_sha256
 from clipfit.runs import files
 
 FOLDER = "cells"
@@ -101,7 +102,7 @@ class Result:
         tensors = {f"labels/{figure}": values for figure, values in self.labels.items()}
         for alpha, columns in self.predicted.items():
             tensors |= {f"predicted/{alpha:g}/{figure}": values for figure, values in columns.items()}
-        files.write_tensors(file, tensors, {**about, "images": self.images, "sha256": _digest(tensors)})
+        files.write_tensors(file, tensors, {**about, "images": self.images, "sha256": state_sha256(tensors)})
 
     @classmethod
     def read(cls, file: Path) -> Result:
@@ -110,7 +111,7 @@ class Result:
             tensors, about = files.read_tensors(file)
         except ModelError:
             tensors, about = {}, {}
-        if about.get("sha256") != _digest(tensors):
+        if about.get("sha256") != state_sha256(tensors):  # a flipped bit is another class, which no one would notice
             raise ModelError(f"the cell {file} is damaged: delete it, and the same command does it again.")
         labels: dict[str, torch.Tensor] = {}
         predicted: dict[float, dict[str, torch.Tensor]] = {}
@@ -122,14 +123,6 @@ class Result:
                 alpha, _, figure = rest.partition("/")
                 predicted.setdefault(float(alpha), {})[figure] = values
         return cls(about["images"], labels, predicted)
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of named tensors: a flipped bit is another class, which no one would notice."""
-    digest = hashlib.sha256()
-    for name, values in sorted(tensors.items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}:".encode() + values.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

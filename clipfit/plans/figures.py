@@ -45,7 +45,7 @@ class Figure:
     """One number of the tables: a row's, on a set or on the mean of all, at a number of shots, in a column.
 
     mean, half_width: fractions of 1, over n seeds or episodes, with half of Student's 95% interval.
-    published: of a paper, in percent; sets: over how many sets a mean is.
+    sets: over how many sets a mean is.
     """
 
     set: str
@@ -92,12 +92,13 @@ class Tables:
         order = list(self.plan.methods)
         return sorted(found, key=lambda row: (order.index(row[0]), row[1]))
 
-    def figures(self) -> list[Figure]:
+    @functools.cache  # noqa: B019, for as long as the tables themselves
+    def figures(self) -> tuple[Figure, ...]:
         """All of them: of the mean over the sets first, where there are several."""
         several = self.plan.protocol in ("fsl", "bng", "episodes") and len(self.plan.sets) > 1
         found = [list(self._of_sets(name, [name])) for name in self.plan.sets]
         means = list(self._of_sets(MEAN, list(self.plan.sets))) if several else []
-        return [*means, *(figure for figures in found for figure in figures)]
+        return (*means, *(figure for figures in found for figure in figures))
 
     def _of_sets(self, called: str, names: Sequence[str]) -> Iterator[Figure]:
         """A mean is over the sets that every row has finished at this number of shots."""

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from clipfit.config.plan import MEAN, Plan
 from clipfit.measure.metrics import Estimate
-from clipfit.plans.figures import Figure, Tables
+from clipfit.plans.figures import Figure, Row, Tables
 
 KEYS = ("set", "sets", "method", "alpha", "shots", "figure", "mean", "half_width", "n", "difference", "low", "high",
         "published")  # fmt: skip
+Column = tuple[int | None, str]  # shots, and the name of a figure
 
 
-def published(plan: Plan, name: str, columns: Sequence[tuple[int | None, str]]) -> dict[str, list[str]]:
+def published(plan: Plan, name: str, columns: Sequence[Column]) -> dict[str, list[str]]:
     """The figures of papers on a set, by the name of their row: a cell a column, in percent as they are printed.
 
     A figure that the paper does not have is nan in the plan, and empty here.
@@ -53,10 +54,17 @@ def csv_of(tables: Tables) -> str:
     return text.getvalue()
 
 
-def columns_of(tables: Tables, name: str) -> list[tuple[int | None, str]]:
+def columns_of(tables: Tables, name: str) -> list[Column]:
     """(shots, figure) of each column of a set's table."""
     figures = tables.columns(next(iter(tables.plan.sets)) if name == MEAN else name)
     return [(shots, figure) for shots in tables.shots for figure in figures]
+
+
+def in_rows(figures: Iterable[Figure], columns: Sequence[Column]) -> dict[Row, list[Figure | None]]:
+    """A set's figures by row: of each column one, or None where it is not there yet."""
+    place = {(f.method, f.alpha, f.shots, f.figure): f for f in figures}
+    rows = dict.fromkeys((method, alpha) for method, alpha, _, _ in place)
+    return {row: [place.get((*row, *column)) for column in columns] for row in rows}
 
 
 def markdown(tables: Tables, title: str, cells: int, finished: int) -> str:
@@ -74,21 +82,18 @@ def markdown(tables: Tables, title: str, cells: int, finished: int) -> str:
 
 def _table(tables: Tables, name: str, figures: Sequence[Figure]) -> list[str]:
     plan, columns = tables.plan, columns_of(tables, name)
-    place = {(f.method, f.alpha, f.shots, f.figure): f for f in figures}
-    rows = list(dict.fromkeys((f.method, f.alpha) for f in figures))
+    rows = in_rows(figures, columns)
     lines = [
         _line(["method", "α", *(heading_of(tables, *column) for column in columns)]),
         "|---" * (len(columns) + 2) + "|",
     ]
-    for row in rows:
-        found = [place.get((*row, *column)) for column in columns]
+    for row, found in rows.items():
         lines.append(_line([row[0], f"{row[1]:g}", *(percent(f.found) if f else "" for f in found)]))
     lines += [_line([f"*{called}*", "", *cells]) for called, cells in published(plan, name, columns).items()]
-    gains = [row for row in rows if any(f.gain for f in figures if (f.method, f.alpha) == row)]
+    gains = {row: found for row, found in rows.items() if any(f and f.gain for f in found)}
     if gains:
         lines += ["", f"Minus {plan.reference}:", "", *lines[:2]]
-        for row in gains:
-            found = [place.get((*row, *column)) for column in columns]
+        for row, found in gains.items():
             lines.append(_line([row[0], f"{row[1]:g}", *(_gain(f) for f in found)]))
     return lines
 

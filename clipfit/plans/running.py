@@ -43,14 +43,15 @@ class Bench:
     def __init__(
         self,
         plan: Plan,
+        contenders: Mapping[str, Contender],
         sets: Mapping[str, LabelledSet],
         targets: Mapping[str, LabelledSet],
         clip: Clip,
         config: BenchmarkConfig,
         progress: Progress,
     ):
-        self.plan, self.sets, self.targets, self.clip, self._config = plan, sets, targets, clip, config
-        self.contenders = {name: Contender.of(name, table) for name, table in plan.methods.items()}
+        self.plan, self.contenders, self.sets, self.targets = plan, contenders, sets, targets
+        self.clip, self._config = clip, config
         self._say = progress.say
         self._prints = {name: found.fingerprint() for name, found in {**sets, **targets}.items()}
         self._bits = {

@@ -53,8 +53,8 @@ class LabelledSet:
         """Raises DataError or UsageError, the set named."""
         try:
             require_settings(row.settings)
-            listed = (templates.read("clip") if row.templates == (templates.OWN,) else templates.given(row.templates)) \
-                if row.templates else ()  # fmt: skip
+            own = row.templates == (templates.OWN,)
+            listed = templates.given(templates.OWN if own else row.templates) if row.templates else ()
             return cls(name, row, layout.read(row.data, row.classes, row.image_root), listed)
         except ClipfitError as error:
             raise type(error)(f"set {name}: {error}") from None

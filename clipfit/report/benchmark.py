@@ -9,7 +9,7 @@ from rich.table import Table
 
 from clipfit.config.plan import MEAN
 from clipfit.plans.figures import HM, Figure
-from clipfit.plans.pages import columns_of, heading_of, published
+from clipfit.plans.pages import columns_of, heading_of, in_rows, published
 from clipfit.text import printable
 from clipfit.verbs.benchmark import MARKDOWN, Benchmarked
 
@@ -22,19 +22,17 @@ def show(out: Console, result: Benchmarked) -> None:
     name = MEAN if any(figure.set == MEAN for figure in figures) else figures[0].set if figures else ""
     shown = [figure for figure in figures if figure.set == name]
     if shown:
-        columns = columns_of(tables, name)
+        every = columns = columns_of(tables, name)
         if len(columns) > MOST_COLUMNS and tables.halves:
             columns = [column for column in columns if column[1].endswith(HM)]
         title = f"{name} of {shown[0].sets} sets" if name == MEAN else name
         table = Table(title=_cell(title), title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False)
         for k, heading in enumerate(("method", "α", *(heading_of(tables, *column) for column in columns))):
             table.add_column(_cell(heading), justify="right" if k else "left", no_wrap=k == 0, overflow="fold")
-        place = {(f.method, f.alpha, f.shots, f.figure): f for f in shown}
-        for row in dict.fromkeys((f.method, f.alpha) for f in shown):
-            found = [place.get((*row, *column)) for column in columns]
+        for row, found in in_rows(shown, columns).items():
             table.add_row(_cell(row[0]), f"{row[1]:g}", *(_figure(f) for f in found))
-        for called, cells in published(tables.plan, name, columns_of(tables, name)).items():
-            place_of = dict(zip(columns_of(tables, name), cells, strict=True))
+        for called, cells in published(tables.plan, name, every).items():
+            place_of = dict(zip(every, cells, strict=True))
             table.add_row(_cell(f"{called}, published"), "", *(place_of[column] for column in columns))
         out.print(table)
         out.print(f"in percent; * its difference to {tables.plan.reference} is more than chance", style="dim",

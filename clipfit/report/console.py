@@ -8,7 +8,6 @@ from types import TracebackType
 
 import rich.box
 import rich.console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipfit.events import CountReport, StepReport
@@ -174,11 +173,6 @@ def _expected(forecast: Forecast) -> list[str]:
         if found
     ]
     return [*lines, "in brackets 90% intervals; all from the shots"] if lines else []
-
-
-def _cell(text: str) -> str:
-    """What a user names, inside a table, whose cells are markup."""
-    return escape(printable(text))
 
 
 def _proved(proof: Proof) -> list[str]:

@@ -48,8 +48,8 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     """
     progress = progress or Silent()
     plan = _plan(config)
-    output = config.output or Path("benchmark") / config.plan.stem
-    zero_shot = frozenset(name for name, table in plan.methods.items() if Contender.of(name, table).values is None)
+    output = config.place
+    contenders = {name: Contender.of(name, table) for name, table in plan.methods.items()}
     root = config.data or config.plan.parent
     sets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.sets.items()}
     targets = {name: LabelledSet.read(name, row.placed(root)) for name, row in plan.targets.items()}
@@ -59,7 +59,8 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     progress.say(f"loading {plan.model} on {device}")
     clip = loading.load(plan.model, plan.pretrained, device)
     clip.precision = devices.resolve_precision(config.precision, device, clip.model)
-    bench = Bench(plan, sets, targets, clip, config, progress)
+    bench = Bench(plan, contenders, sets, targets, clip, config, progress)
+    zero_shot = frozenset(name for name, found in contenders.items() if found.values is None)
     cells = {cell: cell.file(output, bench.identity(cell)) for cell in cells_of(plan, zero_shot)}
     done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
     if config.dry_run:
