@@ -513,6 +513,14 @@ def test_what_it_cannot_do_is_said_in_one_sentence(cli: Cli, plans, halves, flat
     cli("benchmark", plans.file(good), "--precision", "fp16").fails(2, "auto, fp32, bf16", "'fp16'")
 
 
+def test_a_broken_image_is_named_with_its_cell_and_no_option_that_there_is_not(cli: Cli, plans, halves, tmp_path):
+    place = Path(shutil.copytree(halves, tmp_path / "copy"))
+    (place / "train/ant/0.png").write_text("nonsense")
+    run = cli("benchmark", plans.file('protocol = "bng"\n' + text_of(("farm", place))))
+    run.fails(3, "farm, finetune, seed 0: image", "0.png cannot be read", ": replace it.")
+    assert "--skip-bad-images" not in run.stderr
+
+
 def test_an_estimate_is_students():
     assert estimate([]).mean is None
     assert (estimate([0.5]).mean, estimate([0.5]).half_width) == (0.5, None)

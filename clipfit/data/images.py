@@ -194,9 +194,10 @@ class ImageStore:
         samples: Sequence[Sample],
         budget: int,
         transform: Callable[[Image.Image], torch.Tensor] = pil_to_tensor,
-        skip_bad: bool = False,
+        skip_bad: bool | None = False,
         grey_bits: int | None = None,
     ):
+        """skip_bad: leave out what cannot be read; None: never, and the user has no such choice."""
         self._transform, self._grey_bits = transform, grey_bits
         self._kept: dict[int, torch.Tensor] = {}
         self.samples: list[Sample] = []
@@ -211,7 +212,8 @@ class ImageStore:
                 elif skip_bad:
                     self.skipped.append(sample.source)
                 else:
-                    raise DataError(f"{str(result)[:-1]}: replace it or pass --skip-bad-images.") from result
+                    choice = "" if skip_bad is None else " or pass --skip-bad-images"
+                    raise DataError(f"{str(result)[:-1]}: replace it{choice}.") from result
 
     def _try(self, sample: Sample) -> torch.Tensor | DataError:
         try:

@@ -162,7 +162,7 @@ class Bench:
         model = self.clip.with_additions(adaptation.additions, copied=True)
         pretrained = model.snapshot()
         adaptation.require_distinct(model, work.classes)
-        images = ImageStore(work.shots, self._config.cache_bytes, grey_bits=self._bits[cell.set])
+        images = ImageStore(work.shots, self._config.cache_bytes, skip_bad=None, grey_bits=self._bits[cell.set])
         order = {name: i for i, name in enumerate(work.classes)}
         adaptation.run(model, work.classes, images, [order[s.label] for s in work.shots], pretrained)
         finetuned = model.snapshot()
@@ -194,7 +194,7 @@ class Decoded:
         """Of a part, at a depth of grey."""
         key = (bits, samples)
         found = self._stores.pop(key, None) or ImageStore(
-            samples, self._budget // STORES, geometry, grey_bits=bits
+            samples, self._budget // STORES, geometry, skip_bad=None, grey_bits=bits
         )  # fmt: skip
         self._stores[key] = found
         while len(self._stores) > STORES:
