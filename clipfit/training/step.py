@@ -79,17 +79,15 @@ def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> L
         size: images at once in the towers; None: all.
 
     Raises:
-        NonFiniteError: a loss is not a finite number; nothing is added then.
+        NonFiniteError: a loss is not a finite number; what was added is of no use then.
     """
     texts, seen, e = embedded(objective, batch, size)
     terms = objective.terms(e, batch)
     total = weighted(terms)
-    loss = Loss(total.item(), {name: term.value.item() for name, term in terms.items()})  # a CPU–GPU sync
-    require_finite(batch.image_rows.step + 1, loss)
     total.backward()
     seen.backward()  # adds to the gradient of class tokens, part by part
     texts.backward()
-    return loss
+    return read(batch.image_rows.step + 1, total.detach(), terms)
 
 
 def embedded(
@@ -99,10 +97,10 @@ def embedded(
     clip, tokens, teacher = objective.clip, objective.tokens, objective.teacher
     parts = batch.split(size)
 
-    def read(rows: Rows) -> Texts:
+    def texts_of(rows: Rows) -> Texts:
         return clip.read(tokens[list(rows.numbers)], rows)
 
-    texts = Pieces(read, objective.classes(batch).split(size and TEXTS * size))
+    texts = Pieces(texts_of, objective.classes(batch).split(size and TEXTS * size))
     seen = Pieces(lambda part: objective.embed(part, texts.columns), parts)
     teacher_u = torch.cat([teacher(part.images) for part in parts]) if teacher else None
     return texts, seen, Embeddings(seen.columns, texts.columns.embeddings, teacher_u)
@@ -114,10 +112,17 @@ def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
     return sum(more, first)
 
 
-def require_finite(step: int, loss: Loss) -> None:
-    """Raises NonFiniteError for a sum of losses that is no finite number."""
+def read(step: int, total: torch.Tensor, terms: Mapping[str, Term]) -> Loss:
+    """The losses as numbers: the one moment of a step in which the processor waits for a GPU, hence the last.
+
+    Raises:
+        NonFiniteError: their sum is no finite number.
+    """
+    value, *values = torch.stack([total, *(term.value.detach() for term in terms.values())]).tolist()
+    loss = Loss(value, dict(zip(terms, values, strict=True)))
     if not math.isfinite(loss.total):
         raise NonFiniteError(f"step {step}: the loss is not finite ({loss.terms}); try a lower --learning-rate.")
+    return loss
 
 
 class Fitting:
@@ -131,7 +136,8 @@ class Fitting:
         """As the function of that name, from no gradient on.
 
         Raises:
-            NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
+            NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
+                hold one image.
         """
         given, size = self._size, self._size
         while True:
@@ -139,6 +145,9 @@ class Fitting:
             try:
                 loss = accumulate(self._objective, batch, size)
                 break
+            except NonFiniteError:
+                zero_grad()
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
