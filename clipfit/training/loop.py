@@ -51,11 +51,11 @@ def train(
     fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
-    with saving.kept(trained, reports) if saving else contextlib.nullcontext():
-        for step in range(len(reports), steps):
+    inputs = schedule.inputs(images, clip.image_size, len(reports), pinned=clip.device.type == "cuda")
+    with saving.kept(trained, reports) if saving else contextlib.nullcontext(), contextlib.closing(inputs):
+        for step, epoch, views, crops in inputs:
             annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
-            epoch, views = schedule.step(step)
-            x = clip.normalize(schedule.crops(images, epoch, views, clip.image_size))  # (B, 3, H, W)
+            x = clip.normalize(crops)  # (B, 3, H, W)
             batch = Batch.of(x, [schedule.labels[view % len(images)] for view in views], Rows(step, tuple(views)))
             loss = fitting.accumulate(batch, trained.zero_grad)
             rate = recipe.learning_rate * annealed
