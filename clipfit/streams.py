@@ -35,6 +35,10 @@ class Rows(NamedTuple):
     step: int
     numbers: tuple[int, ...]
 
+    def of(self, places: range) -> Rows:
+        """Those at the given places."""
+        return Rows(self.step, tuple(self.numbers[place] for place in places))
+
     def split(self, size: int | None) -> list[Rows]:
         """Parts of at most `size` rows, as even as they go; one part where it is None."""
         count = len(self.numbers)

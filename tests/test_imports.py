@@ -15,7 +15,7 @@ PACKAGE = Path(clipfit.__file__).parent
 # from the bottom up; a module may import from lower rows, and a package from itself
 ROWS = [
     {"errors", "version", "prompts", "losses", "events", "interrupts", "streams", "text"},
-    {"config", "ensemble"},
+    {"config", "ensemble", "ranks"},
     {"data"},
     {"model"},
     {"runs"},

@@ -4,6 +4,10 @@ Gradient caching: "Scaling Deep Contrastive Learning Batch Size under Memory Lim
 compare all images and texts of a batch with one another, but only by their embeddings, and each of these is a function
 of its own image or text. So the gradient by the embeddings is that of the whole batch, and what the towers make of it
 is a sum over parts of any size, each encoded a second time.
+
+Over several processes (ranks.py) likewise: each encodes its share of the images and of the texts, all have all
+embeddings, and so the losses of the whole batch. What these give to anything but embeddings is counted once; what the
+images give to the texts' class tokens, and what the towers make of it all, is summed.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from clipfit import ranks
 from clipfit.errors import NonFiniteError, UsageError, first_line
 from clipfit.methods import Embeddings, Objective, Seen, Term
 from clipfit.methods.batch import Batch
@@ -37,21 +42,33 @@ class Pieces(Generic[Part, Columns]):
     """Columns of tensors, row by row functions of their own row: computed part by part, and so is their gradient.
 
     `columns` are their values, joined: leaves that gather the gradient. Of one part the graph is kept; each of several
-    is computed again when its gradient is known.
+    is computed again when its gradient is known. Where there are several processes, the parts are those of this one's
+    rows, and the columns those of all.
     """
 
-    def __init__(self, compute: Callable[[Part], Columns], parts: Sequence[Part]):
-        """`compute` gives a named tuple of tensors of as many rows as its part has, or None, for every part alike."""
-        self._compute, self._parts = compute, parts
+    def __init__(self, compute: Callable[[Part], Columns], parts: Sequence[Part], rows: int):
+        """`compute` gives a named tuple of tensors of as many rows as its part has, or None, for every part alike.
+
+        `rows`: of all processes; see Ranks.computed for those that `parts` must be.
+        """
+        self._compute, self._parts, self._share = compute, parts, ranks.here().share(rows)
         self._graph = compute(parts[0]) if len(parts) == 1 else None
         found = [self._graph] if self._graph else [_without_graph(compute(part)) for part in parts]
         self._sizes = [len(columns[0]) for columns in found]
-        self.columns: Columns = type(found[0])(*map(_leaf, zip(*found, strict=True)))
+        self.columns: Columns = type(found[0])(*(_leaf(column, rows) for column in zip(*found, strict=True)))
+
+    @property
+    def leaves(self) -> list[torch.Tensor]:
+        """The columns that there are."""
+        return [leaf for leaf in self.columns if leaf is not None]
 
     def backward(self) -> None:
         """Add what the leaves' gradients make of all that was computed with."""
+        if not self._share:
+            return
+        own = slice(self._share.start, self._share.stop)
         gradients = [
-            None if leaf is None or leaf.grad is None else leaf.grad.split(self._sizes) for leaf in self.columns
+            None if leaf is None or leaf.grad is None else leaf.grad[own].split(self._sizes) for leaf in self.columns
         ]
         for number, part in enumerate(self._parts):
             columns = self._graph or self._compute(part)
@@ -66,44 +83,69 @@ def _without_graph(columns: Columns) -> Columns:
     return type(columns)(*kept)
 
 
-def _leaf(parts: Sequence[Any]) -> Any:
+def _leaf(parts: Sequence[Any], rows: int) -> Any:
     if parts[0] is None:
         return None
-    return torch.cat([part.detach() for part in parts]).requires_grad_(parts[0].requires_grad)
+    own = torch.cat([part.detach() for part in parts])
+    return ranks.here().gather(own, rows).requires_grad_(parts[0].requires_grad)
 
 
 def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> Loss:
     """The losses of a batch, and their gradient added to all that is trained.
 
+    Among several processes there must be no gradient before, and each has the sum then.
+
     Args:
         size: images at once in the towers; None: all.
 
     Raises:
-        NonFiniteError: a loss is not a finite number; what was added is of no use then.
+        NonFiniteError: a loss is not a finite number; nothing is added then.
+        MemoryElsewhereError: another process ran out of memory.
     """
+    here = ranks.here()
     texts, seen, e = embedded(objective, batch, size)
     terms = objective.terms(e, batch)
     total = weighted(terms)
+    loss = Loss(total.item(), {name: term.value.item() for name, term in terms.items()})  # a CPU–GPU sync
+    require_finite(batch.image_rows.step + 1, loss)
     total.backward()
+    if not here.leads:
+        _forget([*texts.leaves, *trained(objective)])
     seen.backward()  # adds to the gradient of class tokens, part by part
+    here.sum_gradients(texts.leaves)
     texts.backward()
-    return read(batch.image_rows.step + 1, total.detach(), terms)
+    here.sum_gradients(trained(objective))
+    return loss
 
 
 def embedded(
     objective: Objective, batch: Batch, size: int | None = None
 ) -> tuple[Pieces[Rows, Texts], Pieces[Batch, Seen], Embeddings]:
     """A batch through the towers: texts, images, and what losses are computed of."""
-    clip, tokens, teacher = objective.clip, objective.tokens, objective.teacher
-    parts = batch.split(size)
+    clip, tokens, teacher, here = objective.clip, objective.tokens, objective.teacher, ranks.here()
+    parts, classes = batch.split(size), objective.classes(batch)
+    own_classes = classes.of(here.computed(len(classes.numbers)))
 
-    def texts_of(rows: Rows) -> Texts:
+    def read(rows: Rows) -> Texts:
         return clip.read(tokens[list(rows.numbers)], rows)
 
-    texts = Pieces(texts_of, objective.classes(batch).split(size and TEXTS * size))
-    seen = Pieces(lambda part: objective.embed(part, texts.columns), parts)
-    teacher_u = torch.cat([teacher(part.images) for part in parts]) if teacher else None
+    texts = Pieces(read, own_classes.split(size and TEXTS * size), len(classes.numbers))
+    seen = Pieces(lambda part: objective.embed(part, texts.columns), parts, len(batch.labels))
+    teacher_u = _leaf([teacher(part.images) for part in parts], len(batch.labels)) if teacher else None
     return texts, seen, Embeddings(seen.columns, texts.columns.embeddings, teacher_u)
+
+
+def trained(objective: Objective) -> list[torch.nn.Parameter]:
+    """All that an objective's gradient is added to, in an order that is the same in every process."""
+    of_groups = [parameter for group in objective.groups for parameter in group.parameters.values()]
+    found = {id(p): p for p in [*objective.clip.named_parameters().values(), *of_groups] if p.requires_grad}
+    return list(found.values())
+
+
+def _forget(tensors: Sequence[torch.Tensor]) -> None:
+    """What the losses themselves give is that of the first process alone."""
+    for tensor in tensors:
+        tensor.grad = None
 
 
 def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
@@ -112,17 +154,10 @@ def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
     return sum(more, first)
 
 
-def read(step: int, total: torch.Tensor, terms: Mapping[str, Term]) -> Loss:
-    """The losses as numbers: the one moment of a step in which the processor waits for a GPU, hence the last.
-
-    Raises:
-        NonFiniteError: their sum is no finite number.
-    """
-    value, *values = torch.stack([total, *(term.value.detach() for term in terms.values())]).tolist()
-    loss = Loss(value, dict(zip(terms, values, strict=True)))
+def require_finite(step: int, loss: Loss) -> None:
+    """Raises NonFiniteError for a sum of losses that is no finite number."""
     if not math.isfinite(loss.total):
         raise NonFiniteError(f"step {step}: the loss is not finite ({loss.terms}); try a lower --learning-rate.")
-    return loss
 
 
 class Fitting:
@@ -136,22 +171,21 @@ class Fitting:
         """As the function of that name, from no gradient on.
 
         Raises:
-            NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
-                hold one image.
+            NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
         """
-        given, size = self._size, self._size
+        given, size, here = self._size, self._size, ranks.here()
+        most = here.most(len(batch.labels))
         while True:
             zero_grad()
             try:
                 loss = accumulate(self._objective, batch, size)
                 break
-            except NonFiniteError:
-                zero_grad()
-                raise
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
-                at_once = min(size or len(batch.labels), len(batch.labels))
+                if not isinstance(error, ranks.MemoryElsewhereError):
+                    here.fail()  # so that all halve their parts
+                at_once = min(size or most, most)
                 if at_once == 1:
                     raise UsageError(
                         f"one image at a time does not fit the memory ({first_line(error)}): try "

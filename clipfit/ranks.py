@@ -1,0 +1,196 @@
+"""Several processes at one task: which of them this one is, its share of the rows, and what all of them know.
+
+They are started by torchrun, each with a number. Work is shared out by rows; what is computed of its rows by each is
+given to all, and then all do the same with the same numbers. Process 0 leads: it alone writes and shows.
+
+Nothing here imports torch when it is imported: the command line asks who speaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipfit.errors import UsageError, first_line
+from clipfit.interrupts import Stopped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SMALL = 2**20  # numbers of a gradient: those below are summed together, for each sum has its latency
+TOGETHER = 2**24
+PATIENCE = 3.0  # seconds that a process which fails waits for one that has more to say
+
+
+class MemoryElsewhereError(MemoryError):
+    """Another process ran out of memory: what this one does has to be done again, in smaller parts."""
+
+
+class Lost(Stopped):
+    """Another process ended in the middle of what all do together."""
+
+    def __init__(self, reason: str):
+        super().__init__(signal.SIGTERM)
+        self.args = (f"another process ended before its time ({reason}); nothing was written",)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, `rank`, among `count` of them. Where there is one, all of this is nothing.
+
+    Whatever is done together (`gather`, `sum`, `fail`), all processes do in the same order.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+    def share(self, rows: int) -> range:
+        """The rows of so many that are this process's: contiguous, as even as they go, none where there are few."""
+        return range(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
+
+    def computed(self, rows: int) -> range:
+        """Its share of the rows; where it has none the first of all, so that what it computes has its shape."""
+        return self.share(rows) or range(1)
+
+    def most(self, rows: int) -> int:
+        """How many the process has that has most."""
+        return math.ceil(rows / self.count)
+
+    def gather(self, own: Tensor, rows: int) -> Tensor:
+        """The rows of all processes, in order.
+
+        Args:
+            own: those of this one's share of `rows`; what is beyond its share is left out.
+
+        Raises:
+            MemoryElsewhereError: another process called `fail` instead. Lost: one ended.
+        """
+        if self.count == 1:
+            return own
+        share = self.share(rows)
+        every = own.new_zeros(rows, *own.shape[1:])
+        every[share.start : share.stop] = own[: len(share)]
+        self._go_on()
+        self._summed(every)  # beside zeros: to the bit
+        return every
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Each one's gradient becomes the sum of all processes', the same to the bit in all; none where none has one.
+
+        Raises:
+            MemoryElsewhereError: another process called `fail` instead. Lost: one ended.
+            UsageError: there is no memory to sum in.
+        """
+        if self.count == 1:
+            return
+        self._go_on()
+        there = self._anywhere([parameter.grad is not None for parameter in parameters])
+        try:
+            gradients = [_gradient(p) for p, anywhere in zip(parameters, there, strict=True) if anywhere]
+            for together in _bunches(gradients):
+                self._sum_together(together)
+        except MemoryError as error:
+            raise _no_room(error) from error
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise _no_room(error) from error
+
+    def fail(self) -> None:
+        """In place of what the others do together next: they get MemoryElsewhereError."""
+        if self.count > 1:
+            with contextlib.suppress(MemoryElsewhereError):
+                self._go_on(failed=True)
+
+    def _sum_together(self, gradients: Sequence[Tensor]) -> None:
+        import torch
+
+        if len(gradients) == 1:
+            self._summed(gradients[0])
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        self._summed(flat)
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def _go_on(self, failed: bool = False) -> None:
+        """Before all do something together. Raises MemoryElsewhereError where one has failed."""
+        if self._anywhere([failed])[0]:
+            raise MemoryElsewhereError("memory ran out in another process")
+
+    def _anywhere(self, flags: Sequence[bool]) -> list[bool]:
+        """Of every flag whether it is set in any process; never on a GPU, which would have to be waited for."""
+        import torch
+
+        every = torch.tensor(flags, dtype=torch.int32)
+        self._summed(every)
+        return [bool(count) for count in every.tolist()]
+
+    @staticmethod
+    def _summed(tensor: Tensor) -> None:
+        from torch import distributed
+
+        try:
+            distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            time.sleep(PATIENCE)  # whoever ends the others, ends this one by a signal
+            raise Lost(first_line(error)) from error
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """Where there is none, zeros."""
+    import torch
+
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _bunches(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order: large ones alone, and of small ones many, of one type."""
+    bunch: list[Tensor] = []
+    for kind, some in itertools.groupby(gradients, lambda g: (g.dtype, g.device, g.numel() >= SMALL)):
+        for gradient in some:
+            if bunch and (kind[2] or sum(g.numel() for g in bunch) + gradient.numel() > TOGETHER):
+                yield bunch
+                bunch = []
+            bunch.append(gradient)
+        yield bunch
+        bunch = []
+
+
+def _no_room(error: BaseException) -> UsageError:
+    return UsageError(
+        f"the memory has no room to add up the gradients of all processes ({first_line(error)}): give --micro-batch, "
+        "or --tuning lora."
+    )
+
+
+_here = Ranks()
+
+
+def here() -> Ranks:
+    """This process among those that `joined` found."""
+    return _here
+
+
+@contextlib.contextmanager
+def among(ranks: Ranks) -> Iterator[None]:
+    """Within: `here` is that. torch's own process group is there already where there are several."""
+    global _here
+    before, _here = _here, ranks
+    try:
+        yield
+    finally:
+        _here = before
