@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clipfit import engines
 from clipfit.config import Recipe
 from clipfit.data.images import decode, upright
+from clipfit.engines import Engine
 from clipfit.errors import DataError, UsageError
 from clipfit.formats import reading
 from clipfit.formats.subject import ABOUT
 from clipfit.measure import scoring
 from clipfit.measure.calibration import Temperature, temperature_of
-from clipfit.model import devices, loading, sources
+from clipfit.model import loading, sources
 from clipfit.model import templates as words
 from clipfit.model.clip import Clip, Texts
 from clipfit.prompts import Templates
@@ -142,7 +144,7 @@ class Predictor:
         if alpha == self.alpha:
             return self
         found = _at(self.origin, alpha, self.clip.device)
-        found.clip.precision = self.clip.precision
+        Engine.of(self.clip).attach(found.clip)
         return found.among(self.classes, templates=self.templates)
 
     def among(
@@ -229,6 +231,7 @@ def load(
     templates: Sequence[str] | str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    runtime: str = "torch",
 ) -> Predictor:
     """Load a run, an export, or a pre-trained model by name, and make it ready to name pictures.
 
@@ -238,14 +241,16 @@ def load(
         alpha: of a run or a difference, its own by default. classes: candidates in place of those that the run was
             trained on; a pre-trained model has none. template: the text of a class; {} stands for its name.
             templates: several, a file of them, or "clip" for CLIP's own; a class is the mean of its texts, brought back
-            to unit norm. precision: of the towers, "fp32", "bf16", or what is fast on the device.
+            to unit norm. precision: of the towers, "fp32", "bf16", or what is fast on the device. runtime: what
+            computes the image tower, "torch", "onnxruntime" or "openvino".
 
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
     """
     asked = _asked(template, templates)  # before anything takes long
+    engines.require_installed(runtime)
     folder = folder_of(source)
-    place_of = devices.resolve_device(device)
+    place_of = engines.device_of(runtime, device)
     if folder is not None and pretrained and is_model(folder):
         raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
     if folder is not None and sources.is_run(folder):
@@ -255,7 +260,7 @@ def load(
         found = _of_export(str(source), folder, alpha, place_of) or _of_model(str(source), pretrained, folder, place_of)
         if alpha is not None:
             found = found.at(alpha)
-    found.clip.precision = devices.resolve_precision(precision, place_of, found.clip.model)
+    engines.engine_of(runtime, precision, found.clip).attach(found.clip)
     return found.among(found.classes if classes is None else classes, templates=asked)
 
 

@@ -23,6 +23,7 @@ ROWS = [
     {"training"},
     {"measure", "rows"},
     {"formats"},
+    {"engines"},
     {"adaptation", "again", "predictor"},
     {"folding"},
     {"outlook", "plans"},

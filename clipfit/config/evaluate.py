@@ -40,6 +40,7 @@ class EvaluateConfig(Checked):
     cache_bytes: int = shared.cache_bytes("images")
     device: str = shared.device()
     precision: str = shared.precision()
+    runtime: str = shared.runtime()
     model: str | None = option(None, "Without a run: zero-shot CLIP, measured on --data before anything is adapted.")
     pretrained: str | None = shared.pretrained()
 

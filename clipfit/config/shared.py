@@ -7,6 +7,8 @@ from typing import Any
 from clipfit.config.options import argument, option
 
 PRECISIONS = ("auto", "fp32", "bf16")
+TORCH = "torch"
+RUNTIMES = (TORCH, "onnxruntime", "openvino")
 
 
 def alpha_of_run() -> Any:
@@ -62,6 +64,14 @@ def pretrained() -> Any:
 def device() -> Any:
     """Where it is computed."""
     return option("auto", "auto, cpu, cuda, cuda:1, …")
+
+
+def runtime() -> Any:
+    """By what it is computed."""
+    return option(
+        TORCH, "What computes the image tower; onnxruntime and openvino (clipfit[onnx], clipfit[openvino]) on the CPU.",
+        choices=RUNTIMES,
+    )  # fmt: skip
 
 
 def precision() -> Any:

@@ -80,7 +80,7 @@ class Onnx:
 def write_graph(part: Part, path: Path) -> None:
     """One file, or beyond 1.8 GB one of the graph and one of the weights beside it, called as it with `.data`."""
     program = torch.onnx.export(
-        parts.traced(part), dynamo=True, input_names=[part.input], output_names=list(part.outputs), verbose=False,
+        parts.traced(part), dynamo=True, input_names=list(part.inputs), output_names=list(part.outputs), verbose=False,
         custom_translation_table={torch.ops.aten.sort.stable: _sorted},
     )  # fmt: skip
     assert program is not None
@@ -88,7 +88,7 @@ def write_graph(part: Part, path: Path) -> None:
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # where in which file of this machine it comes from
         node.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.outputs):
+    for value in (model.graph.inputs[0], *model.graph.outputs):
         assert value.shape is not None
         value.shape = type(value.shape)(["batch", *list(value.shape)[1:]])
     model.producer_name = "clipfit"

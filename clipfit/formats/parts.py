@@ -37,11 +37,11 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """A program, an input of two, and what a consumer has to know of it, in JSON's types."""
+    """A program, its inputs (of two rows the first), and what a consumer has to know of it, in JSON's types."""
 
     module: torch.nn.Module
-    example: Tensor
-    input: str
+    examples: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     facts: dict[str, Any]
 
@@ -73,7 +73,7 @@ def part_of(subject: Subject) -> Part:
         module, example = Classifier(subject, facts["temperature"]), pixels
     rounded = _stored_as(module, DTYPES[subject.options.dtype]).eval()
     outputs = ("logits", "probabilities") if subject.options.part == "classifier" else ("embeddings",)
-    return Part(rounded, example, "tokens" if subject.options.part == "text" else "pixels", outputs, facts)
+    return Part(rounded, (example,), ("tokens" if subject.options.part == "text" else "pixels",), outputs, facts)
 
 
 def facts_of(subject: Subject) -> dict[str, Any]:
@@ -96,10 +96,10 @@ def facts_of(subject: Subject) -> dict[str, Any]:
 
 
 def traced(part: Part) -> torch.export.ExportedProgram:
-    """The program, for any number of inputs."""
+    """The program, for any number of rows of its first input."""
     with _plain_attention():
-        shapes = ({0: torch.export.Dim("batch")},)
-        return torch.export.export(part.module, (part.example,), dynamic_shapes=shapes)
+        shapes = ({0: torch.export.Dim("batch")}, *({} for _ in part.examples[1:]))
+        return torch.export.export(part.module, part.examples, dynamic_shapes=shapes)
 
 
 def write_beside(subject: Subject, folder: Path) -> None:
@@ -117,15 +117,15 @@ def bytes_of(part: Part) -> int:
 
 
 class Image(torch.nn.Module):
-    """Pixels (n, 3, H, W) → embeddings (n, D)."""
+    """Pixels (n, 3, H, W), and class tokens (C, V) where they are edited → embeddings (n, D)."""
 
     def __init__(self, clip: Clip):
         super().__init__()
-        self.visual = clip.model.visual  # the one tower that is written
+        self.visual, self.edits = clip.model.visual, clip.edits  # the one tower that is written
         self.clip = clip  # no module
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.clip.encode_image(pixels)
+    def forward(self, pixels: Tensor, class_tokens: Tensor | None = None) -> Tensor:
+        return self.clip.encode_image(pixels, class_tokens)
 
 
 class Text(torch.nn.Module):

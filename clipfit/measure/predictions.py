@@ -23,7 +23,8 @@ class Predictions:
     ids: the images' paths as their folder or manifest writes them.
     labels: the class name of each image, None where it is not known.
     logits: τ⁻¹·cos of image and class text, (n, C) float32 on the CPU.
-    features: the number type of the towers, "fp32" or "bf16".
+    features: the number type of the towers, "fp32" or "bf16", and what computed the image tower where it was not torch,
+        as in "fp32 by openvino".
     templates: the sentences that class names were put in, whose mean a class's text is; `template` is the first.
     """
 

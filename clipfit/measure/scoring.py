@@ -89,7 +89,7 @@ def predict(
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),
-        logits, alpha, templates[0], clip.precision, templates,
+        logits, alpha, templates[0], clip.features, templates,
     )  # fmt: skip
 
 

@@ -34,8 +34,7 @@ class Texts(NamedTuple):
 class Clip(NamedWeights):
     """A two-tower model of open_clip's (CLIP or CustomTextCLIP), in evaluation mode, with what belongs to it.
 
-    The model stays in evaluation mode during adaptation too: dropout and stochastic depth off, batch-norm statistics
-    as pre-trained.
+    It stays in that mode during adaptation too: no dropout or stochastic depth, batch-norm statistics as pre-trained.
 
     What it has beyond open_clip's CLIP is fixed at construction and changes nothing before it is trained. With `edits`
     (ATHA) the features of an image depend on the class texts it is compared with: they are encoded with the class
@@ -48,6 +47,7 @@ class Clip(NamedWeights):
         self.source = source
         self.device = device
         self.precision = "fp32"  # of the towers; embeddings and losses are float32 always
+        self.tower = None
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
         if self.model.logit_bias is not None:
             self.model.logit_bias.requires_grad_(False)  # no softmax can train it
@@ -108,6 +108,8 @@ class Clip(NamedWeights):
             class_tokens: (C, V), of the texts that the images are compared with; needed where tokens are edited.
             rows: which images these are; needed in training with adapters, whose dropout goes by it.
         """
+        if self.tower is not None:
+            return self.tower(images, class_tokens)
         with self.drawing(rows):
             return self._embedded(images, class_tokens, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -27,6 +28,17 @@ class Additions:
     context: str | None = None
 
 
+class ImageEngine(Protocol):
+    """What computes image embeddings in the place of a CLIP's image tower, by the weights that it had at one moment."""
+
+    @property
+    def runtime(self) -> str:
+        """The library that does."""
+
+    def __call__(self, images: torch.Tensor, class_tokens: torch.Tensor | None) -> torch.Tensor:
+        """As `Clip.encode_image`."""
+
+
 class NamedWeights:
     """θ of a CLIP: reading, copying and setting it."""
 
@@ -35,6 +47,8 @@ class NamedWeights:
     device: torch.device
     edits: TokenEdits | None
     context: torch.nn.Parameter | None  # (words, text width)
+    precision: str
+    tower: ImageEngine | None  # in the place of the model's own, see engines
 
     @property
     def scale(self) -> torch.Tensor:
@@ -54,6 +68,11 @@ class NamedWeights:
         """
         scaled = self.scale.to(u) * u @ t.to(u).T
         return scaled if self.bias is None else scaled + self.bias.to(u)
+
+    @property
+    def features(self) -> str:
+        """In what image embeddings are computed: "fp32", "bf16 by openvino"."""
+        return self.precision if self.tower is None else f"{self.precision} by {self.tower.runtime}"
 
     @property
     def bytes(self) -> int:
@@ -76,7 +95,7 @@ class NamedWeights:
         return {name: tensor.to(device or self.device, copy=True) for name, tensor in self.state().items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Set θ.
+        """Set θ. What computes in the image tower's place computes by other weights, and goes.
 
         Raises:
             ModelError: the names or shapes are not those of this architecture with what is attached to it.
@@ -84,6 +103,7 @@ class NamedWeights:
         plain = {name: t for name, t in state.items() if not name.startswith(ADDED)}
         attached = {name: p for name, p in self.named_parameters().items() if name.startswith(ADDED)}
         try:
+            self.tower = None
             if (found := state.keys() - plain.keys()) != attached.keys():
                 raise RuntimeError(f"expected beside open_clip's tensors {sorted(attached)}, found {sorted(found)}")
             self.model.load_state_dict(plain)

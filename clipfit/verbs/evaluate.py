@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clipfit import engines
 from clipfit.config import EvaluateConfig, Recipe
 from clipfit.data.images import ImageStore, grey_bits
 from clipfit.data.layout import Sample
+from clipfit.engines import Engine
 from clipfit.ensemble import interpolate
 from clipfit.errors import DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
@@ -18,7 +20,7 @@ from clipfit.measure import evaluations, guard, held_out, scoring
 from clipfit.measure.calibration import temperature_of
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
 from clipfit.measure.forgetting import Drift, Elsewhere, Retained
-from clipfit.model import devices, loading, templates
+from clipfit.model import loading, templates
 from clipfit.model.clip import Clip
 from clipfit.prompts import Templates
 from clipfit.runs.run import Run, open_run
@@ -29,7 +31,8 @@ class Evaluation:
     """What `evaluate` measured. `held_out` False: on the shots themselves, no evidence of generalisation.
 
     run: None where a pre-trained model was measured.
-    features: the number type of the towers, fp32 or bf16. kept: where the predictions lie, None where nowhere.
+    features: the number type of the towers, fp32 or bf16, and what computed the image tower where it was not torch.
+    kept: where the predictions lie, None where nowhere.
     """
 
     run: Path | None
@@ -77,6 +80,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evalua
         ClipfitError: see errors; the pre-trained weights are always needed, for zero-shot stands beside everything.
     """
     progress = progress or Silent()
+    engines.require_installed(config.runtime)
     measured = _of_run(config, progress) if config.model is None else _of_model(config, config.model, progress)
     if objection := guard.objection(measured.rows, measured.held_out, config):
         objection.found = measured
@@ -90,18 +94,18 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     asked = _asked(run, config)
     test = held_out.assemble(run, config)
     elsewhere, temperature = Elsewhere(run, config), temperature_of(run)
-    clip = _zero_shot(run, config, progress)
+    clip, engine = _zero_shot(run, config, progress)
     decoded = functools.partial(_decoded, run=run, clip=clip, config=config, progress=progress)
     images = decoded(test.samples)
     elsewhere.decode(decoded, (*run.base, *test.new))
-    tables = _score(clip, run, images, test.new, asked, elsewhere, config, progress)
+    tables = _score(clip, engine, run, images, test.new, asked, elsewhere, config, progress)
     rows = tuple(figures(stored, tables[0.0], run.base, test.new, temperature) for stored in tables.values())
     measured = Evaluation(
         run=run.path,
         data=str(config.data or run.record.shots),
         method=run.method,
         held_out=test.held_out,
-        features=clip.precision,
+        features=clip.features,
         base_classes=run.base,
         new_classes=test.new,
         rows=rows,
@@ -141,10 +145,10 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     """What a pre-trained model makes of images, before anything is adapted; nothing is kept."""
     listed = templates.read(config.templates) if config.templates else None
     base, test = held_out.unadapted(config)
-    device = devices.resolve_device(config.device)
+    device = engines.device_of(config.runtime, config.device)
     progress.say(f"loading {model} on {device}")
     clip = loading.load(model, config.pretrained, device)
-    _choose_precision(clip, config, progress)
+    _choose_engine(clip, config, progress).attach(clip)
     progress.say(f"decoding {len(test.samples)} images")
     depth = grey_bits(test.samples)
     images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth)
@@ -158,7 +162,7 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
         data=str(config.data),
         method="zero-shot",
         held_out=test.held_out,
-        features=clip.precision,
+        features=clip.features,
         base_classes=base,
         new_classes=test.new,
         rows=(figures(table, table, base, test.new),),
@@ -169,22 +173,23 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     )
 
 
-def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> Clip:
-    device = devices.resolve_device(config.device)
+def _zero_shot(run: Run, config: EvaluateConfig, progress: Progress) -> tuple[Clip, Engine]:
+    device = engines.device_of(config.runtime, config.device)
     progress.say(f"loading {run.source.model} on {device}")
     clip = run.pretrained(device)
-    _choose_precision(clip, config, progress)
-    return clip
+    return clip, _choose_engine(clip, config, progress)
 
 
-def _choose_precision(clip: Clip, config: EvaluateConfig, progress: Progress) -> None:
+def _choose_engine(clip: Clip, config: EvaluateConfig, progress: Progress) -> Engine:
     """What is fast here, not what was so where the run was made."""
-    clip.precision = devices.resolve_precision(config.precision, clip.device, clip.model)
-    progress.say(f"features are computed in {clip.precision}")
+    engine = engines.engine_of(config.runtime, config.precision, clip)
+    progress.say(f"features are computed in {engine}")
+    return engine
 
 
 def _score(
     clip: Clip,
+    engine: Engine,
     run: Run,
     images: ImageStore,
     new: Sequence[str],
@@ -200,6 +205,7 @@ def _score(
     for alpha in sorted({0.0, *(config.alphas if config.alphas is not None else (run.alpha,))}):
         progress.say(f"evaluating at α = {alpha:g}")
         clip.load_state(interpolate(pretrained, finetuned, alpha))
+        engine.attach(clip)
         tables[alpha] = scoring.tables(clip, images, run.base, new, asked, alpha, config.batch_size)
         elsewhere.look(clip, asked, alpha, config.batch_size)
     return tables

@@ -19,6 +19,7 @@ from clipfit.config.predict import PredictConfig
 from clipfit.data import lists
 from clipfit.data.names import read_new_classes
 from clipfit.data.stream import Input, Inputs, ahead, is_no_input
+from clipfit.engines import Engine
 from clipfit.errors import DataError, UsageError, first_line
 from clipfit.events import Counter, CountReport, Silent
 from clipfit.predictor import Candidates, Prediction, Predictor
@@ -66,7 +67,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What `predict` did. left_out: files of folders that are not called as images are."""
+    """What `predict` did. left_out: files of folders that are not called as images are.
+
+    features: the number type of the towers, and what computed the image tower where it was not torch.
+    """
 
     output: Path | None
     model: str
@@ -75,12 +79,14 @@ class PredictResult:
     classes: int = 0
     calibrated: bool = False
     left_out: int = 0
+    features: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document of `predict --json`."""
         return {
             "output": str(self.output) if self.output else None, "model": self.model, "alpha": self.alpha,
-            "classes": self.classes, "calibrated": self.calibrated, "left_out": self.left_out, **asdict(self.counts),
+            "classes": self.classes, "calibrated": self.calibrated, "left_out": self.left_out,
+            "features": self.features, **asdict(self.counts),
         }  # fmt: skip
 
 
@@ -112,7 +118,7 @@ def predict(
         job = Job(config, loaded, loaded.candidates(), inputs, gallery)
         counts = _carry_out(job, out, progress)
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
-                         job.candidates.temperature is not None, inputs.left_out)  # fmt: skip
+                         job.candidates.temperature is not None, inputs.left_out, loaded.clip.features)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class Job:
             "top": c.top, "abstain_below": c.abstain_below, "batch_size": c.batch_size, "column": c.column,
             "inputs": [valid(str(p)) for p in c.inputs], "embeddings": valid(str(c.embeddings)),
             "html": valid(str(c.html)), "precision": p.clip.precision, "device": p.clip.device.type,
-            "engine": c.engine,
+            "engine": c.engine, "runtime": Engine.of(p.clip).runtime,
         }  # fmt: skip
 
     def view(self, image: Input) -> torch.Tensor | str:
@@ -354,7 +360,7 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     listed = read_new_classes(file) if file else ()  # before anything takes long
     found = predictor.load(
         model, pretrained=config.pretrained, alpha=config.alpha, template=config.template,
-        templates=config.templates, device=config.device, precision=config.precision,
+        templates=config.templates, device=config.device, precision=config.precision, runtime=config.runtime,
     )  # fmt: skip
     own = () if config.classes else found.classes
     found = found.among((*own, *excluding(listed, own)))
@@ -363,5 +369,5 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     if not found.classes:
         raise UsageError(f"{model} has no classes of its own: give --classes.")
     ratio = "" if found.alpha is None else f" at α = {found.alpha:g}"
-    progress.say(f"{model}{ratio}, {len(found.classes)} classes, on {found.clip.device} in {found.clip.precision}")
+    progress.say(f"{model}{ratio}, {len(found.classes)} classes, on {found.clip.device} in {found.clip.features}")
     return found

@@ -66,7 +66,7 @@ class Recipe:
 
         made = predictor.load(
             self.model, pretrained=self.pretrained, alpha=self.alpha, classes=self.classes, templates=self.templates,
-            device=self.config.device, precision=self.config.precision,
+            device=self.config.device, precision=self.config.precision, runtime=self.config.runtime,
         )  # fmt: skip
         if made.origin.digest != self.digest:
             raise ModelError(f"{self.model} is another model on a worker than here: give all of them the same files.")
