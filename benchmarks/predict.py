@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 
 import clipfit
 from clipfit import PredictConfig, predict
+from clipfit.data.ahead import ahead
 from clipfit.data.images import decode
-from clipfit.data.stream import Input, ahead
+from clipfit.data.stream import Input
 from clipfit.predictor import Predictor
 
 SHOTS = Path(__file__).parent.parent / "examples" / "shots"

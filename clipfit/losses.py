@@ -53,8 +53,8 @@ def supervised_contrastive(
     if len(t) < 2:
         return (u.sum() + t.sum()) * 0
     similarity = scale * u @ t.T  # (B, U)
-    own = F.one_hot(classes, len(t)).bool()  # (B, U)
-    positive = similarity[own]  # (B,)
+    own = classes[:, None] == torch.arange(len(t), device=t.device)  # (B, U)
+    positive = similarity.gather(1, classes[:, None])[:, 0]  # (B,)
     log_counts = own.sum(0).to(similarity).log()  # (U,)
     # (B,): over the other classes' texts, each counted n_c times
     images = (similarity + log_counts).masked_fill(own, -torch.inf).logsumexp(1)

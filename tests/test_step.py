@@ -59,9 +59,13 @@ def a_batch(clip: Clip, labels: list[int] = LABELS) -> Batch:
 def gradient_of(trained: Trained) -> torch.Tensor:
     """All of it, which is forgotten then; what got none counts as nothing."""
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained.values()]
+    forget(trained)
+    return torch.cat([g.flatten() for g in found])
+
+
+def forget(trained: Trained) -> None:
     for p in trained.values():
         p.grad = None
-    return torch.cat([g.flatten() for g in found])
 
 
 def plainly(objective: Objective, batch: Batch, trained: Trained) -> torch.Tensor:
@@ -256,5 +260,5 @@ def test_a_loss_that_is_no_number_leaves_no_gradient(models):
     with in_double(models["vit"], "finetune", "full") as (objective, trained):
         objective.terms = lambda e, batch: {"ce": Term(1.0, e.seen.u.sum() * torch.nan)}
         with pytest.raises(NonFiniteError, match="step 4: the loss is not finite"):
-            accumulate(objective, a_batch(objective.clip), 2)
+            Fitting(objective, 2).accumulate(a_batch(objective.clip), lambda: forget(trained))
         assert not gradient_of(trained).any()

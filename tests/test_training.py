@@ -98,7 +98,8 @@ def test_balance_shows_as_many_of_every_class_as_the_largest_has():
 
 
 def seen(images, chosen, seed: int = 0, epoch: int = 5, recipe: Recipe = RECIPE) -> torch.Tensor:
-    return Schedule([0] * len(images), recipe, seed).crops(images, epoch, chosen, (32, 32))
+    schedule = Schedule([0] * len(images), recipe, seed)
+    return torch.stack([schedule.crop(images, epoch, view, (32, 32)) for view in chosen])
 
 
 def test_crops_follow_from_image_epoch_and_seed_alone(shots):

@@ -11,19 +11,15 @@ import io
 import os
 import sys
 import tarfile
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from clipfit.data import lists
 from clipfit.data.files import HEIF_SUFFIXES, SUFFIXES, require_regular
 from clipfit.errors import DataError, first_line
 
-T = TypeVar("T")
-R = TypeVar("R")
 STDIN = Path("-")
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MOST_BYTES = 2**29  # of one member of an archive
@@ -118,24 +114,6 @@ class Inputs:
         for line in _lines(self._stdin or (sys.stdin.buffer if sys.stdin else io.BytesIO())):
             name = os.fsdecode(line)
             yield Input(name, (self._root or Path()) / name)
-
-
-def ahead(items: Iterable[T], work: Callable[[T], R], most: int) -> Generator[tuple[T, R], None, None]:
-    """Items with what becomes of them, in order; up to `most` are worked on, or wait, in threads beside the caller."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(min(cores, 16))  # decoders release the GIL
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > most:
-                first, done = waiting.popleft()
-                yield first, done.result()
-        while waiting:
-            first, done = waiting.popleft()
-            yield first, done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def is_no_input(place: Path) -> bool:

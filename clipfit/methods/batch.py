@@ -35,7 +35,7 @@ class Batch:
         place = {label: position for position, (label, _) in enumerate(counts)}
 
         def tensor(values: Sequence[int]) -> torch.Tensor:
-            return torch.tensor(values, device=images.device)
+            return torch.tensor(values).to(images.device, non_blocking=True)
 
         return cls(
             images, tensor(labels), tensor([label for label, _ in counts]), tensor([place[label] for label in labels]),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import normalize, pil_to_tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit.model import compat, text_tower
 from clipfit.model.context import word_embeddings
@@ -53,6 +53,9 @@ class Clip(NamedWeights):
             self.model.logit_bias.requires_grad_(False)  # no softmax can train it
         self._tokenizer = tokenizer_of(source)
         self._geometry = geometry_of(source)
+        self._mean, self._std = (
+            torch.tensor(source.preprocess_cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
+        )
         self.image_size = compat.image_size(model)
         self.additions = additions or Additions()
         self.adapters: Adapters | None = None  # while only these are trained, see lora.adapted
@@ -72,7 +75,8 @@ class Clip(NamedWeights):
         words = self.additions.context
         if words is None:
             return None
-        return torch.nn.Parameter(word_embeddings(self.model, self.tokenize([words]), words, self.source.model))
+        tokens = self.tokenize([words]).to(self.device)
+        return torch.nn.Parameter(word_embeddings(self.model, tokens, words, self.source.model))
 
     @property
     def embed_dim(self) -> int:
@@ -95,9 +99,9 @@ class Clip(NamedWeights):
         return other
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts → token ids (n, context length) int64."""
+        """Texts → token ids (n, context length) int64, on the CPU, where they are cut with no GPU to wait for."""
         tokens: torch.Tensor = self._tokenizer(list(texts))
-        return tokens.to(self.device)
+        return tokens
 
     def encode_image(
         self, images: torch.Tensor, class_tokens: torch.Tensor | None = None, rows: Rows | None = None
@@ -139,8 +143,8 @@ class Clip(NamedWeights):
     def text_features(self, tokens: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids (C, context length) → t (C, D) of unit norm; f (C, D) of an inner block where tokens are edited."""
         inner_block = self.edits.settings.text_block if self.edits else None
+        tokens = text_tower.cut(self.model, tokens).to(self.device, non_blocking=True)
         with self.drawing(rows), autocast(self.device, self.precision):
-            tokens = text_tower.cut(self.model, tokens)
             features, *inner = text_tower.features(self.model, tokens, self.context, inner_block)
         return F.normalize(features.float(), dim=1), inner[0].float() if inner else None
 
@@ -176,8 +180,7 @@ class Clip(NamedWeights):
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""
-        cfg = self.source.preprocess_cfg
-        return normalize(images.to(self.device).float() / 255, cfg["mean"], cfg["std"])
+        return (images.to(self.device, non_blocking=True) / 255).sub_(self._mean).div_(self._std)
 
 
 class FrozenImageTower:

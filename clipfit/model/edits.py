@@ -115,9 +115,9 @@ def edit_tokens(
         similarity = similarities(x.detach(), z.detach())  # (B, L, C)
         head, tail = ends(similarity.amax(2), head_ratio, tail_ratio)
         if soft_scale is None:
-            classes = similarity.shape[2]
-            towards = F.one_hot(similarity.argmax(2), classes).to(similarity)  # (B, L, C)
-            away = F.one_hot(similarity.argmin(2), classes).to(similarity)
+            classes = torch.arange(len(z), device=z.device)
+            towards = (similarity.argmax(2)[..., None] == classes).to(similarity)  # (B, L, C)
+            away = (similarity.argmin(2)[..., None] == classes).to(similarity)
         else:
             towards = (soft_scale * similarity).softmax(2)
             away = (-soft_scale * similarity).softmax(2)

@@ -92,7 +92,7 @@ def cut(model: Any, tokens: Tensor) -> Tensor:
         return tokens[:, : int(tower.ends(tokens).max()) + 1] if tower.trims else tokens
     if not _masks_padding(model.text):
         return tokens
-    used = (tokens != model.text.config.pad_token_id).any(0).nonzero()  # a CPU–GPU sync
+    used = (tokens != model.text.config.pad_token_id).any(0).nonzero()
     return tokens[:, : int(used.max()) + 1] if len(used) else tokens
 
 

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from clipfit import streams
+from clipfit import ranks, streams
 from clipfit.config import Recipe
+from clipfit.data.ahead import ahead
 from clipfit.data.augment import random_resized_crop
 from clipfit.data.images import Images
+
+AHEAD = 2  # batches
+
+
+class Input(NamedTuple):
+    """What a step is given."""
+
+    step: int  # from 0
+    epoch: int  # from 0
+    views: Sequence[int]
+    own: range  # the places among the views that this process cuts
+    crops: torch.Tensor  # (B, 3, H, W) uint8, of those alone
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,43 @@ class Schedule:
             views += [images[i] + count * rounds for i in drawn[:rest].tolist()]
         return views
 
-    def crops(self, images: Images, epoch: int, views: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
-        """Random resized crops of the images of the views, each from its own stream: (B, 3, H, W) uint8."""
-        scale, ratio = self.recipe.crop_scale, self.recipe.crop_ratio
-        own = ((view % len(images), streams.generator(self.seed, "crop", epoch, view)) for view in views)
-        return torch.stack([random_resized_crop(images[i], size, scale, ratio, stream) for i, stream in own])
+    def crop(self, images: Images, epoch: int, view: int, size: tuple[int, int]) -> torch.Tensor:
+        """A random resized crop of the image of a view, from a stream of its own: (3, H, W) uint8."""
+        own = streams.generator(self.seed, "crop", epoch, view)
+        image = images[view % len(images)]
+        return random_resized_crop(image, size, self.recipe.crop_scale, self.recipe.crop_ratio, own)
+
+    def inputs(
+        self, images: Images, size: tuple[int, int], first: int = 0, pinned: bool = False
+    ) -> Generator[Input, None, None]:
+        """What steps from `first` on are given, in order; read and cut in threads while the caller takes a step.
+
+        Two batches are cut ahead. To be closed where it is left before its end.
+
+        Args:
+            size: of crops, (H, W). pinned: in memory that a GPU copies from by itself.
+
+        Raises:
+            DataError: an image that is read again cannot be; in the step that needs it.
+        """
+
+        here = ranks.here()
+
+        def listed() -> Iterator[tuple[int, int, list[int], int]]:
+            for step in range(first, self.steps):
+                epoch, views = self.step(step)
+                yield from ((step, epoch, views, views[row]) for row in here.computed(len(views)))
+
+        def cut(item: tuple[int, int, list[int], int]) -> torch.Tensor:
+            _, epoch, _, view = item
+            return self.crop(images, epoch, view, size)
+
+        crops: list[torch.Tensor] = []
+        with closing(ahead(listed(), cut, AHEAD * here.most(self.recipe.batch_size))) as found:
+            for (step, epoch, views, _), crop in found:
+                crops.append(crop)
+                own = here.computed(len(views))
+                if len(crops) == len(own):
+                    joined = torch.empty(len(crops), *crop.shape, dtype=crop.dtype, pin_memory=pinned)
+                    yield Input(step, epoch, views, own, torch.stack(crops, out=joined))
+                    crops = []

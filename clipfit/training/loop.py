@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipfit import interrupts, ranks
+from clipfit import interrupts
 from clipfit.data.images import Images
 from clipfit.events import StepReport
 from clipfit.methods import Group, Objective
@@ -51,12 +51,10 @@ def train(
     fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
-    with saving.kept(trained, reports) if saving else contextlib.nullcontext():
-        for step in range(len(reports), steps):
+    inputs = schedule.inputs(images, clip.image_size, len(reports), pinned=clip.device.type == "cuda")
+    with saving.kept(trained, reports) if saving else contextlib.nullcontext(), contextlib.closing(inputs):
+        for step, epoch, views, own, crops in inputs:
             annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
-            epoch, views = schedule.step(step)
-            own = ranks.here().computed(len(views))
-            crops = schedule.crops(images, epoch, [views[row] for row in own], clip.image_size)
             labels = [schedule.labels[view % len(images)] for view in views]
             batch = Batch.of(clip.normalize(crops), labels, Rows(step, tuple(views)), own)
             loss = fitting.accumulate(batch, trained.zero_grad)

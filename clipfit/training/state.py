@@ -29,7 +29,7 @@ class Trained:
         by_adamw = [_options(g, usual_rate) for g in groups if g.momentum is None]
         by_sgd = [{**_options(g, usual_rate), "momentum": g.momentum} for g in groups if g.momentum is not None]
         if by_adamw:
-            self._optimisers.append(torch.optim.AdamW(by_adamw))
+            self._optimisers.append(torch.optim.AdamW(by_adamw, fused=True))
         if by_sgd:
             self._optimisers.append(torch.optim.SGD(by_sgd))
         self._peaks: list[float] = [group["lr"] for group in self._groups]

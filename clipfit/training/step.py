@@ -99,15 +99,13 @@ def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> L
         size: images at once in the towers; None: all.
 
     Raises:
-        NonFiniteError: a loss is not a finite number; nothing is added then.
+        NonFiniteError: a loss is not a finite number; what was added is of no use then.
         MemoryElsewhereError: another process ran out of memory.
     """
     here = ranks.here()
     texts, seen, e = embedded(objective, batch, size)
     terms = objective.terms(e, batch)
     total = weighted(terms)
-    loss = Loss(total.item(), {name: term.value.item() for name, term in terms.items()})  # a CPU–GPU sync
-    require_finite(batch.image_rows.step + 1, loss)
     total.backward()
     if not here.leads:
         _forget([*texts.leaves, *trained(objective)])
@@ -115,7 +113,7 @@ def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> L
     here.sum_gradients(texts.leaves)
     texts.backward()
     here.sum_gradients(trained(objective))
-    return loss
+    return read(batch.image_rows.step + 1, total.detach(), terms)
 
 
 def embedded(
@@ -126,10 +124,10 @@ def embedded(
     parts, classes = batch.split(size), objective.classes(batch)
     own_classes = classes.of(here.computed(len(classes.numbers)))
 
-    def read(rows: Rows) -> Texts:
+    def texts_of(rows: Rows) -> Texts:
         return clip.read(tokens[list(rows.numbers)], rows)
 
-    texts = Pieces(read, own_classes.split(size and TEXTS * size), len(classes.numbers))
+    texts = Pieces(texts_of, own_classes.split(size and TEXTS * size), len(classes.numbers))
     seen = Pieces(lambda part: objective.embed(part, texts.columns), parts, len(batch.labels))
     teacher_u = _leaf([teacher(part.images) for part in parts], len(batch.labels)) if teacher else None
     return texts, seen, Embeddings(seen.columns, texts.columns.embeddings, teacher_u)
@@ -154,10 +152,17 @@ def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
     return sum(more, first)
 
 
-def require_finite(step: int, loss: Loss) -> None:
-    """Raises NonFiniteError for a sum of losses that is no finite number."""
+def read(step: int, total: torch.Tensor, terms: Mapping[str, Term]) -> Loss:
+    """The losses as numbers: the one moment of a step in which the processor waits for a GPU, hence the last.
+
+    Raises:
+        NonFiniteError: their sum is no finite number.
+    """
+    value, *values = torch.stack([total, *(term.value.detach() for term in terms.values())]).tolist()
+    loss = Loss(value, dict(zip(terms, values, strict=True)))
     if not math.isfinite(loss.total):
         raise NonFiniteError(f"step {step}: the loss is not finite ({loss.terms}); try a lower --learning-rate.")
+    return loss
 
 
 class Fitting:
@@ -171,7 +176,8 @@ class Fitting:
         """As the function of that name, from no gradient on.
 
         Raises:
-            NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
+            NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
+                hold one image.
         """
         given, size, here = self._size, self._size, ranks.here()
         most = here.most(len(batch.labels))
@@ -180,6 +186,9 @@ class Fitting:
             try:
                 loss = accumulate(self._objective, batch, size)
                 break
+            except NonFiniteError:
+                zero_grad()
+                raise
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise

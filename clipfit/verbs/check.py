@@ -12,13 +12,13 @@ import torch
 
 from clipfit.config.check import CheckConfig
 from clipfit.data import faults, layout
+from clipfit.data.ahead import ahead
 from clipfit.data.findings import ERROR, HINT, Finding, error
 from clipfit.data.folders import PARTS
 from clipfit.data.images import decode, grey_bits
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.looks import Look, Seen, look
 from clipfit.data.objections import Objections
-from clipfit.data.stream import ahead
 from clipfit.errors import DataError
 from clipfit.events import Counter, CountReport, Silent
 from clipfit.measure import suspicions

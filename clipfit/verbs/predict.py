@@ -17,8 +17,9 @@ import torch
 from clipfit import predictor
 from clipfit.config.predict import PredictConfig
 from clipfit.data import lists
+from clipfit.data.ahead import ahead
 from clipfit.data.names import read_new_classes
-from clipfit.data.stream import Input, Inputs, ahead, is_no_input
+from clipfit.data.stream import Input, Inputs, is_no_input
 from clipfit.engines import Engine
 from clipfit.errors import DataError, UsageError, first_line
 from clipfit.events import Counter, CountReport, Silent

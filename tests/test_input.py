@@ -1,0 +1,122 @@
+"""What steps are given: cut in threads beside the step, the same however many there are, and none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+import torch
+from conftest import make_classes, task_of
+
+from clipfit import DataError, Recipe
+from clipfit.data import ahead as threads
+from clipfit.data import layout
+from clipfit.data.images import ImageStore
+from clipfit.interrupts import Stopped
+from clipfit.model import loading
+from clipfit.training import input, loop
+from clipfit.training.input import Schedule
+
+RECIPE = Recipe(learning_rate=1e-3, epochs=3, batch_size=3)
+SIZE = (32, 32)
+
+
+@pytest.fixture
+def shots(tmp_path) -> tuple[ImageStore, list[int], list[str]]:
+    """Of which nothing is kept: every view is read again."""
+    found = layout.read(make_classes(tmp_path / "shots", {"ant": 3, "bee": 2, "cow": 3}))
+    names = list(found.names.values())
+    return ImageStore(found.train, 0), [names.index(s.label) for s in found.train], names
+
+
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("cores", [1, 5])
+@pytest.mark.parametrize("ahead", [0, 1, 7])
+def test_inputs_are_the_same_however_they_are_made(shots, monkeypatch, cores, ahead, first):
+    images, labels, _ = shots
+    schedule = Schedule(labels, RECIPE, 0, balance=True)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    monkeypatch.setattr(input, "AHEAD", ahead)
+    found = list(schedule.inputs(images, SIZE, first))
+    assert [(step, epoch, list(views)) for step, epoch, views, _ in found] == [
+        (step, *schedule.step(step)) for step in range(first, schedule.steps)
+    ]
+    for _, epoch, views, crops in found:
+        assert torch.equal(crops, torch.stack([schedule.crop(images, epoch, view, SIZE) for view in views]))
+
+
+class Watched:
+    """Grey images, which say that they were asked for."""
+
+    def __init__(self, count: int):
+        self.asked = [threading.Event() for _ in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.asked[index].set()
+        return torch.full((3, 8, 8), 127, dtype=torch.uint8)
+
+
+def test_the_next_batches_are_cut_while_a_step_is_taken():
+    images = Watched(30)
+    schedule = Schedule([0] * 30, Recipe(epochs=1, batch_size=3), 0)
+    with contextlib.closing(schedule.inputs(images, SIZE)) as inputs:
+        next(inputs)
+        coming = [view for step in (1, 2) for view in schedule.step(step)[1]]
+        assert all(images.asked[view].wait(60) for view in coming)
+        later = [view for step in range(4, 10) for view in schedule.step(step)[1]]
+        assert not any(images.asked[view].is_set() for view in later)  # memory holds a few batches, not an epoch
+
+
+def running() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+def test_an_image_that_vanishes_is_named_in_its_step_and_no_thread_stays(models, shots):
+    images, labels, names = shots
+    _, objective = task_of(loading.load(models["vit"]), names, "cite")
+    schedule = Schedule(labels, RECIPE, 0)
+    before, done = running(), []
+
+    def on_step(report):
+        done.append(report)
+        images.samples[schedule.step(8)[1][0]].path.unlink(missing_ok=True)
+
+    with pytest.raises(DataError, match=r"^image .*\.png does not exist"):
+        loop.train(objective.clip, objective, images, schedule, on_step)
+    assert 1 <= len(done) < schedule.steps
+    assert running() == before
+
+
+@pytest.mark.parametrize("error", [Stopped(2), ValueError("a fault")])
+def test_no_thread_stays_where_a_step_is_interrupted(models, shots, error):
+    images, labels, names = shots
+    _, objective = task_of(loading.load(models["vit"]), names, "cite")
+    before = running()
+
+    def on_step(_report):
+        assert running() > before
+        raise error
+
+    with pytest.raises(type(error)):
+        loop.train(objective.clip, objective, images, Schedule(labels, RECIPE, 0), on_step)
+    assert running() == before
+
+
+def test_threads_beside_the_caller_start_no_others_and_leave_the_callers_alone():
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        own = [found for _, found in threads.ahead(range(40), lambda _: torch.get_num_threads(), 8)]
+        assert set(own) == {1}
+        assert torch.get_num_threads() == 3
+        born = []
+        later = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert born == [3]
+    finally:
+        torch.set_num_threads(usual)
