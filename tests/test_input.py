@@ -39,10 +39,10 @@ def test_inputs_are_the_same_however_they_are_made(shots, monkeypatch, cores, ah
     monkeypatch.setattr(threads, "cores", lambda: cores)
     monkeypatch.setattr(input, "AHEAD", ahead)
     found = list(schedule.inputs(images, SIZE, first))
-    assert [(step, epoch, list(views)) for step, epoch, views, _ in found] == [
+    assert [(step, epoch, list(views)) for step, epoch, views, *_ in found] == [
         (step, *schedule.step(step)) for step in range(first, schedule.steps)
     ]
-    for _, epoch, views, crops in found:
+    for _, epoch, views, _, crops in found:
         assert torch.equal(crops, torch.stack([schedule.crop(images, epoch, view, SIZE) for view in views]))
 
 
