@@ -79,8 +79,8 @@ def run(cell: Cell, clothing: Path) -> None:
     method = methods.find(config.method)
     adaptation = Adaptation.resolve(method, method.configure({}), config, origin.adapt_defaults, chosen.counts)
     clip = origin.load(config.method, adaptation.additions, False, torch.device("cpu"))
-    shots, pretrained = Shots.of(chosen, config), clip.snapshot()
-    subject = Subject(adaptation, clip, pretrained, shots.base, shots.images, shots.labels)
+    shots, pretrained = Shots.of(chosen, config, clip.geometry, adaptation.enough(clip)), clip.snapshot()
+    subject = Subject(adaptation, clip, pretrained, shots.base, shots.images, shots.images.views, shots.labels)
     if not cell.kept("test").exists():
         adaptation.run(clip, shots.base, shots.images, shots.labels, pretrained)
         finetuned = clip.snapshot()

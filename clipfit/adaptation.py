@@ -11,6 +11,7 @@ import torch
 
 from clipfit.config import AdaptConfig, Recipe, settings
 from clipfit.config.lora import LoraSettings
+from clipfit.data.augment import Enough
 from clipfit.data.images import Images
 from clipfit.errors import DataError, UsageError
 from clipfit.events import StepReport
@@ -84,6 +85,10 @@ class Adaptation:
         """What the model must have beyond open_clip's CLIP."""
         words = self.recipe.template.split("{}")[0] if self.learn_context else None
         return Additions(self.method.edits(self.options), words)
+
+    def enough(self, clip: Clip) -> Enough:
+        """What training needs of a picture: it is kept reduced to that where it is much larger."""
+        return Enough.of(clip.image_size, self.recipe.crop_scale, self.recipe.crop_ratio)
 
     @property
     def tuning(self) -> str:

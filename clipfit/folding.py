@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from clipfit.adaptation import Adaptation
-from clipfit.data.images import Chosen, Images, Viewed
+from clipfit.data.images import Chosen, Images
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import ModelError
 from clipfit.events import Progress
@@ -27,7 +27,7 @@ BATCH = 64
 class Subject:
     """What is adapted, on what: the model, its weights as they were pre-trained, and labelled images.
 
-    clip: is left with other weights.
+    clip: is left with other weights. images: for training. views: the same ones in the model's geometry, to measure on.
     """
 
     adaptation: Adaptation
@@ -35,6 +35,7 @@ class Subject:
     pretrained: State
     names: Sequence[str]
     images: Images
+    views: Images
     labels: Sequence[int]
 
 
@@ -101,8 +102,7 @@ def _one(subject: Subject, fold: Fold, ratios: Sequence[float], progress: Progre
     subject.adaptation.run(clip, names, shots, labels, subject.pretrained, progress.step, progress.say, kept)
     left = [fold.candidates.index(subject.labels[i]) for i in fold.left]
     candidates = [subject.names[c] for c in fold.candidates]
-    whole = Viewed(subject.images, clip.geometry)
-    return score(subject, clip.snapshot(), whole, fold.left, left, candidates, ratios)
+    return score(subject, clip.snapshot(), subject.views, fold.left, left, candidates, ratios)
 
 
 # ---- what a kill leaves

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Enough:
+    """How much of a picture crops can show: of more pixels than that even the smallest crop is an average.
+
+    `area`: pixels at which the smallest crop is not enlarged. `side`: the least that the short side must have for it.
+    """
+
+    area: float
+    side: int
+
+    @classmethod
+    def of(cls, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]) -> Enough:
+        """For random resized crops to `size`, (H, W).
+
+        A crop of share s and ratio r of a picture of A pixels is √(s·A·r) wide and √(s·A/r) high.
+        """
+        height, width = size
+        return cls(max(width**2 / ratio[0], height**2 * ratio[1]) / scale[0], max(size))
+
+    def of_larger(self, width: int, height: int) -> tuple[int, int] | None:
+        """The sides to which a picture is reduced, in the same order; None: it stays whole.
+
+        That is where its sides are up to twice what is enough: small pictures keep their very pixels.
+        """
+        share = max(math.sqrt(self.area / (width * height)), self.side / min(width, height))
+        return None if share >= 1 / 2 else (math.ceil(width * share), math.ceil(height * share))
 
 
 def crop_box(

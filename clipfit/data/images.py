@@ -8,34 +8,49 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import pil_to_tensor
 
+from clipfit.data.ahead import ahead, cores
+from clipfit.data.augment import Enough
 from clipfit.data.files import FORMATS, HEIF_ADVICE, heif_is_installed, require_regular
 from clipfit.data.layout import Sample
 from clipfit.errors import DataError
 
+T = TypeVar("T")
 
-def decode(path: Path, grey_bits: int | None = None, data: bytes | None = None) -> Image.Image:
+
+def decode(
+    path: Path, grey_bits: int | None = None, data: bytes | None = None, enough: Enough | None = None
+) -> Image.Image:
     """An image file as an upright RGB picture; transparency shows white, grey of more than 8 bits is scaled to 8.
 
     Args:
         data: the file's bytes where they are in memory (a member of an archive); `path` is then but its name.
         grey_bits: how many bits greys of more than 8 have; brighter values clip. Files do not say how many of their
             16 bits are used (12 of an X-ray, say): without it, an image's own brightest pixel decides.
+        enough: what training needs of it: a larger picture is reduced to that, from JPEG's own scaled decoding, which
+            costs less. None: every pixel.
 
     Raises:
         DataError: the file is missing, no regular file or no readable image.
     """
     with _opened(path, data) as image:
+        sides = enough.of_larger(*image.size) if enough else None
+        if sides and image.mode in ("L", "RGB"):
+            image.draft(None, sides)  # an eighth, a quarter or half of its sides, not below these; JPEG alone has it
         image.load()
-        return upright(image, grey_bits)
+        picture = upright(image, grey_bits)
+        if sides is None:
+            return picture
+        short, long = sorted(sides)
+        turned = (short, long) if picture.width <= picture.height else (long, short)
+        return picture.resize(turned, Image.Resampling.BICUBIC)
 
 
 def upright(picture: Image.Image, grey_bits: int | None = None) -> Image.Image:
@@ -68,7 +83,9 @@ def pixel_hash(image: torch.Tensor) -> str:
     """SHA-256 over width, height and RGB bytes of an image (3, H, W) uint8, hexadecimal: the same for every file
     that decodes to the same picture."""
     rows = image.permute(1, 2, 0).contiguous()  # (H, W, 3)
-    return hashlib.sha256(f"{rows.shape[1]}x{rows.shape[0]}:".encode() + rows.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{rows.shape[1]}x{rows.shape[0]}:".encode())
+    digest.update(rows.numpy().data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -157,19 +174,6 @@ class Images(Protocol):
     def __getitem__(self, index: int) -> torch.Tensor: ...
 
 
-class Viewed:
-    """Images of a store as seen through a transform (picture → uint8 tensor), computed when asked for."""
-
-    def __init__(self, images: Images, transform: Callable[[Image.Image], torch.Tensor]):
-        self._images, self._transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self._transform(to_pil_image(self._images[index]))
-
-
 class Chosen:
     """Some images of others, numbered anew."""
 
@@ -183,10 +187,53 @@ class Chosen:
         return self._images[self._chosen[index]]
 
 
+def readable(
+    samples: Sequence[Sample], read: Callable[[Sample], T], skip_bad: bool | None, skipped: list[str]
+) -> Iterator[tuple[Sample, T]]:
+    """Samples with what is read of them, in order, in threads. Those that cannot be read are left out, and counted.
+
+    Args:
+        skip_bad: leave them out; None: never, and the user has no such choice. skipped: gets their sources.
+
+    Raises:
+        DataError: one cannot be read, and is not to be left out.
+    """
+
+    def attempt(sample: Sample) -> tuple[T] | DataError:
+        try:
+            return (read(sample),)
+        except DataError as error:
+            return error
+
+    with contextlib.closing(ahead(samples, attempt, 2 * cores())) as found:
+        for sample, result in found:
+            if isinstance(result, tuple):
+                yield sample, result[0]
+            elif skip_bad:
+                skipped.append(sample.source)
+            else:
+                choice = "" if skip_bad is None else " or pass --skip-bad-images"
+                raise DataError(f"{str(result)[:-1]}: replace it{choice}.") from result
+
+
+class Memory:
+    """Bytes for decoded images."""
+
+    def __init__(self, budget: int):
+        self._left = budget
+
+    def takes(self, image: torch.Tensor) -> bool:
+        """Whether it holds another image, which then counts."""
+        fits = image.numel() <= self._left
+        self._left -= image.numel() if fits else 0
+        return fits
+
+
 class ImageStore:
     """Images of samples as uint8 tensors: decoded once, kept while `budget` bytes last, decoded again beyond it.
 
-    With a `transform` (picture → uint8 tensor (3, H, W)) its result is what is kept; without one the whole image is.
+    With a `transform` (picture → uint8 tensor (3, H, W)) its result is what is kept; without one the whole image is,
+    or what is `enough` of it.
     """
 
     def __init__(
@@ -196,30 +243,21 @@ class ImageStore:
         transform: Callable[[Image.Image], torch.Tensor] = pil_to_tensor,
         skip_bad: bool | None = False,
         grey_bits: int | None = None,
+        enough: Enough | None = None,
     ):
         """skip_bad: leave out what cannot be read; None: never, and the user has no such choice."""
-        self._transform, self._grey_bits = transform, grey_bits
+        self._transform, self._grey_bits, self._enough = transform, grey_bits, enough
         self._kept: dict[int, torch.Tensor] = {}
         self.samples: list[Sample] = []
         self.skipped: list[str] = []
-        with ThreadPoolExecutor(4) as pool:  # Pillow's decoders release the GIL
-            for sample, result in zip(samples, pool.map(self._try, samples), strict=True):
-                if isinstance(result, torch.Tensor):
-                    if budget >= result.numel():
-                        self._kept[len(self.samples)] = result
-                        budget -= result.numel()
-                    self.samples.append(sample)
-                elif skip_bad:
-                    self.skipped.append(sample.source)
-                else:
-                    choice = "" if skip_bad is None else " or pass --skip-bad-images"
-                    raise DataError(f"{str(result)[:-1]}: replace it{choice}.") from result
+        memory = Memory(budget)
+        for sample, image in readable(samples, self._read, skip_bad, self.skipped):
+            if memory.takes(image):
+                self._kept[len(self.samples)] = image
+            self.samples.append(sample)
 
-    def _try(self, sample: Sample) -> torch.Tensor | DataError:
-        try:
-            return self._transform(decode(sample.path, self._grey_bits))
-        except DataError as error:
-            return error
+    def _read(self, sample: Sample) -> torch.Tensor:
+        return self._transform(decode(sample.path, self._grey_bits, enough=self._enough))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -227,4 +265,4 @@ class ImageStore:
     def __getitem__(self, index: int) -> torch.Tensor:
         """Image `index`: (3, H, W) uint8."""
         kept = self._kept.get(index)
-        return kept if kept is not None else self._transform(decode(self.samples[index].path, self._grey_bits))
+        return kept if kept is not None else self._read(self.samples[index])

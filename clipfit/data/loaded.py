@@ -12,9 +12,11 @@ from PIL import Image
 
 from clipfit.config import AdaptConfig
 from clipfit.data import layout
-from clipfit.data.copies import Fingerprint, Known, fingerprint, first_of_each, identify
+from clipfit.data.augment import Enough
+from clipfit.data.copies import Fingerprint, Known, first_of_each, identify
 from clipfit.data.images import ImageStore, decode, grey_bits
 from clipfit.data.layout import Sample
+from clipfit.data.shot_images import ShotImages
 from clipfit.data.shots import Selection, select
 from clipfit.errors import DataError
 
@@ -62,7 +64,7 @@ class ShotFiles:
 class Shots:
     """Decoded shots: image i is of class `base[labels[i]]`."""
 
-    images: ImageStore
+    images: ShotImages
     labels: tuple[int, ...]
     base: tuple[str, ...]
     names: Mapping[str, str]  # folder → name of the base classes
@@ -71,8 +73,17 @@ class Shots:
     grey_bits: int | None  # of all 16-bit greys among them
 
     @classmethod
-    def of(cls, chosen: ShotFiles, config: AdaptConfig) -> Shots:
+    def of(
+        cls,
+        chosen: ShotFiles,
+        config: AdaptConfig,
+        geometry: Callable[[Image.Image], torch.Tensor],
+        enough: Enough,
+    ) -> Shots:
         """Decode and check them.
+
+        Args:
+            geometry: a picture as the model wants it. enough: what training needs of one.
 
         Raises:
             DataError: an image cannot be read (unless such are skipped), a class is left without any, or an image has
@@ -80,11 +91,11 @@ class Shots:
         """
         base = chosen.selection.base
         bits = grey_bits(chosen.selection.shots)
-        images = ImageStore(chosen.selection.shots, config.cache_bytes, skip_bad=config.skip_bad_images, grey_bits=bits)
+        images = ShotImages(chosen.selection.shots, config.cache_bytes, geometry, enough, config.skip_bad_images, bits)
         left = {sample.label for sample in images.samples}
         if gone := [name for name in base if name not in left]:
             raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
-        prints = tuple(fingerprint(sample, images[i]) for i, sample in enumerate(images.samples))
+        prints = tuple(images.prints)
         _require_one_label_each(images.samples, prints)
         place = {name: i for i, name in enumerate(base)}
         labels = tuple(place[sample.label] for sample in images.samples)

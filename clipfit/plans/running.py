@@ -162,7 +162,10 @@ class Bench:
         model = self.clip.with_additions(adaptation.additions, copied=True)
         pretrained = model.snapshot()
         adaptation.require_distinct(model, work.classes)
-        images = ImageStore(work.shots, self._config.cache_bytes, skip_bad=None, grey_bits=self._bits[cell.set])
+        images = ImageStore(
+            work.shots, self._config.cache_bytes, skip_bad=None, grey_bits=self._bits[cell.set],
+            enough=adaptation.enough(model),
+        )  # fmt: skip
         order = {name: i for i, name in enumerate(work.classes)}
         adaptation.run(model, work.classes, images, [order[s.label] for s in work.shots], pretrained)
         finetuned = model.snapshot()

@@ -16,7 +16,7 @@ import torchvision
 from clipfit import methods, outlook
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
-from clipfit.data.images import ImageStore, Viewed
+from clipfit.data.images import ImageStore
 from clipfit.data.loaded import ShotFiles, Shots
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import ClipfitError, NonFiniteError, UsageError
@@ -142,8 +142,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
     """Share of the shots, seen whole, that the base classes' texts name rightly."""
     t, z = scoring.texts(clip, shots.base, record.all_templates)
-    whole = Viewed(shots.images, clip.geometry)
-    u = scoring.image_embeddings(clip, whole, range(len(shots)), batch_size=64, class_tokens=z)
+    u = scoring.image_embeddings(clip, shots.images.views, range(len(shots)), batch_size=64, class_tokens=z)
     return accuracy(scoring.best_names(u, t, shots.base), [shots.base[label] for label in shots.labels]).value
 
 
@@ -193,7 +192,7 @@ def _ready(
     states = (9 if _looks(config) else 6) if config.save_every and adaptation.adapters is None else 0
     place.require_room(target, (2 + states) * clip.bytes)
     progress.say(f"decoding {len(chosen.selection.shots)} shots of {len(chosen.selection.base)} classes")
-    shots = Shots.of(chosen, config)
+    shots = Shots.of(chosen, config, clip.geometry, adaptation.enough(clip))
     adaptation.require_distinct(clip, shots.base)
     record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
     val = shots.unseen(chosen.val, clip.geometry, config) if _looks(config) else None
@@ -302,7 +301,7 @@ def _look(
 ) -> outlook.Outlook:
     """What the shots, and the val part where there is one, say of images not seen."""
     shots = job.shots
-    subject = Subject(job.adaptation, job.clip, pretrained, shots.base, shots.images, shots.labels)
+    subject = Subject(job.adaptation, job.clip, pretrained, shots.base, shots.images, shots.images.views, shots.labels)
     contents = [found.pixels for found in shots.prints]
     found = outlook.look(subject, contents, finetuned, job.val, config.alpha, job.record.goal, progress, saving)
     for note in found.notes:
