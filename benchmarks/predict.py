@@ -50,11 +50,11 @@ def photographs(folder: Path, count: int) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def random_model(folder: Path) -> Path:
-    """ViT-B-32 as a folder that every command takes for --model."""
+def random_model(folder: Path, name: str = "ViT-B-32") -> Path:
+    """A model with random weights, as a folder that every command takes for --model."""
     folder.mkdir()
     torch.manual_seed(0)
-    config = open_clip.get_model_config("ViT-B-32")
+    config = open_clip.get_model_config(name)
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}), "utf-8")
     return folder
