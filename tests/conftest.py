@@ -8,7 +8,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from clipfit import AdaptConfig, adapt
 from clipfit.cli import app
+from clipfit.data.files import heif_is_installed
 from clipfit.formats import consumer
 from clipfit.methods import METHODS, Embeddings, Objective, Task, Term
 from clipfit.methods.batch import Batch
@@ -226,3 +227,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
         return Result(result.exit_code, result.stdout, result.stderr)
 
     return run
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Called, it makes pillow-heif one that is not installed."""
+
+    def remove() -> None:
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)
+        heif_is_installed.cache_clear()
+
+    yield remove
+    heif_is_installed.cache_clear()

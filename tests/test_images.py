@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -223,7 +222,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
         decode(Path("null\0byte.png"))
 
 
-def test_photographs_of_a_telephone(tmp_path, monkeypatch):
+def test_photographs_of_a_telephone(tmp_path, without_heif):
     """HEIC is read where pillow-heif is installed, under whatever name; else what to install is said."""
     heif = pytest.importorskip("pillow_heif")
     heif.from_pillow(picture(3, (64, 48))).save(tmp_path / "a.heic", quality=95)
@@ -231,7 +230,7 @@ def test_photographs_of_a_telephone(tmp_path, monkeypatch):
     for name in ("a.heic", "renamed.jpg"):
         difference = pixels(tmp_path / name).astype(int) - np.asarray(picture(3, (64, 48)))
         assert np.abs(difference).mean() < 20
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    without_heif()
     with pytest.raises(DataError, match=r"renamed\.jpg cannot be read: it is HEIC inside; install clipfit\[heif\]"):
         decode(tmp_path / "renamed.jpg")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from conftest import make_classes, picture
 
 from clipfit import DataError
-from clipfit.data import layout
+from clipfit.data import files, layout
 from clipfit.data.names import ClassNames, name_rule, read_new_classes
 from clipfit.data.shots import select
 from clipfit.prompts import name_of_folder, name_of_label
@@ -105,8 +104,8 @@ def test_coop_labels_that_contradict_each_other(tmp_path, entry, message):
 # ---- what is left out is named
 
 
-def test_files_that_are_no_images_are_named_by_kind(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+def test_files_that_are_no_images_are_named_by_kind(tmp_path, without_heif):
+    without_heif()
     root = make_classes(tmp_path / "pets", {"cat": 1, "dog": 1})
     (root / "cat" / "0.png").rename(root / "cat" / "0.JFIF")
     for name in ("notes.txt", "more.txt", "1.heic", ".DS_Store", "README"):
@@ -172,8 +171,8 @@ def test_images_without_class_folders(tmp_path):
         layout.read(tmp_path)
 
 
-def test_a_folder_of_heic_alone(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+def test_a_folder_of_heic_alone(tmp_path, without_heif):
+    without_heif()
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.HEIC").touch()
@@ -308,3 +307,15 @@ def test_the_exact_label_goes_before_its_other_spellings(tmp_path):
 
 def test_the_names_of_some_classes(split):
     assert layout.read(split).names_of(["dog", "Ant Lion"]) == {"dog": "dog", "Ant-Lion": "Ant Lion"}
+
+
+def test_every_file_is_looked_at_once(tmp_path, monkeypatch, without_heif):
+    """A tree may have a million."""
+    without_heif()
+    root, looks, specs = make_classes(tmp_path / "pets", {"cat": 5, "dog": 4}), [], []
+    is_file, find_spec = Path.is_file, files.find_spec
+    monkeypatch.setattr(Path, "is_file", lambda path: looks.append(path) or is_file(path))
+    monkeypatch.setattr(files, "find_spec", lambda name: specs.append(name) or find_spec(name))
+    assert len(layout.read(root).train) == 9
+    assert sum(path.suffix == ".png" for path in looks) == 9
+    assert len(specs) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ _KINDS = (
 )
 
 
+@functools.cache  # a look through all of Python's folders, for every one of a million files
 def heif_is_installed() -> bool:
     """Whether HEIC and HEIF photographs can be read."""
     return find_spec("pillow_heif") is not None

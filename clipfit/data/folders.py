@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -114,15 +114,23 @@ def _class_folders(root: Path, aside: _Aside, objections: Objections | None) -> 
                 f"{folder} looks like a part of a split, not like a class: expected {root}/train/<class>/ and "
                 f"{root}/test/<class>/, or class folders alone."
             )
-        files = list(walk(folder))
-        images = [path for path in files if is_image(path)]
-        others = [path for path in files if not is_image(path)]
+        images, others = _apart(walk(folder))
         if not images:
             empty = ObjectionError("empty-class", _without_images(folder, others), classes=(folder.name,))
             object_to(empty, objections)
         aside.inside += others
-        rows += [Row(path, path.relative_to(root.parent).as_posix(), folder.name) for path in images]
+        within = len(root.parent.parts)
+        rows += [Row(path, "/".join(path.parts[within:]), folder.name) for path in images]
     return rows
+
+
+def _apart(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Images, and what is none."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        (images if is_image(path) else others).append(path)
+    return images, others
 
 
 def _without_images(folder: Path, others: Sequence[Path]) -> str:
