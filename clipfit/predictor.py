@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,9 +14,10 @@ from PIL import Image
 
 from clipfit import engines
 from clipfit.config import Recipe
-from clipfit.data.images import decode, upright
-from clipfit.engines import Engine
-from clipfit.errors import DataError, UsageError
+from clipfit.data.pictures import Picture, opened, require_short
+from clipfit.engines import Engine, graph
+from clipfit.engines.graph import Graph
+from clipfit.errors import UsageError
 from clipfit.formats import reading
 from clipfit.formats.subject import ABOUT
 from clipfit.measure import scoring
@@ -29,9 +29,7 @@ from clipfit.prompts import Templates
 from clipfit.runs import files, place
 from clipfit.runs.run import Run, open_run
 
-Picture: TypeAlias = "str | Path | Image.Image | np.ndarray[Any, Any]"
 SETS_KEPT = 8  # of classes whose texts are kept
-MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**27  # of a picture, resized as the model wants it and not yet cropped
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,16 @@ class Candidates:
     """Classes, what the model read of their texts, and the temperature of the logits among them."""
 
     names: tuple[str, ...]
-    texts: Texts
+    texts: Texts  # of a graph nothing (C, 0), for they are inside
     temperature: float | None  # None: there is none that holds
+
+    def predictions(self, logits: torch.Tensor, top: int) -> list[Prediction]:
+        """Logits (B, C) → what each image is taken for; ties go to the class that stands first."""
+        p = (logits / (self.temperature or 1)).softmax(1)
+        values, order = p.sort(dim=1, descending=True, stable=True)
+        rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
+        found = [[(self.names[c], value) for value, c in zip(*row, strict=True)] for row in rows]
+        return [Prediction(*best[0], tuple(best), self.temperature is not None) for best in found]
 
 
 class Predictor:
@@ -78,7 +84,7 @@ class Predictor:
 
     def __init__(
         self,
-        clip: Clip,
+        model: Clip | Graph,
         origin: Origin,
         alpha: float | None,
         classes: tuple[str, ...],
@@ -86,11 +92,18 @@ class Predictor:
         temperature: Temperature | None = None,
         grey_bits: int | None = None,
     ):
-        self.clip, self.origin, self.alpha = clip, origin, alpha
+        self.model, self.origin, self.alpha = model, origin, alpha
         self.classes, self.templates, self.grey_bits = classes, templates, grey_bits
         self._temperature = temperature
         self._read: dict[tuple[str, ...], Candidates] = {}
         self._reading, self._encoding = threading.Lock(), threading.Lock()
+
+    @property
+    def clip(self) -> Clip:
+        """The model in memory. Raises UsageError for a graph, which is none."""
+        if isinstance(self.model, Graph):
+            raise UsageError(f"{self.origin.name} gives logits among its classes and no embeddings: {graph.ELSE}.")
+        return self.model
 
     @property
     def template(self) -> str:
@@ -113,7 +126,7 @@ class Predictor:
         """
         candidates = self.candidates(classes)
         parts = [self.judged(views, candidates)[1] for views in _batches(self, images)]
-        return [prediction for logits in parts for prediction in self.predictions(logits, candidates, top)]
+        return [prediction for logits in parts for prediction in candidates.predictions(logits, top)]
 
     def logits(self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None) -> torch.Tensor:
         """τ⁻¹·cosine of images with the texts of classes, in their order: (n, C) float32, before any temperature."""
@@ -143,8 +156,8 @@ class Predictor:
         """
         if alpha == self.alpha:
             return self
-        found = _at(self.origin, alpha, self.clip.device)
-        Engine.of(self.clip).attach(found.clip)
+        found = _at(self.origin, alpha, self.model.device)
+        Engine(self.clip.runtime, self.clip.precision).attach(found.clip)
         return found.among(self.classes, templates=self.templates)
 
     def among(
@@ -159,10 +172,11 @@ class Predictor:
         names, made = tuple(classes), _asked(template, templates) or self.templates
         if (names, made) == (self.classes, self.templates):
             return self
-        if self.clip.context is not None and made != self.templates:
+        if isinstance(self.model, Graph):
+            self.model.read(names, made)
+        elif self.clip.context is not None and made != self.templates:
             raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
-        return Predictor(self.clip, self.origin, self.alpha, names, made, self._temperature,
-                         self.grey_bits)  # fmt: skip
+        return Predictor(self.model, self.origin, self.alpha, names, made, self._temperature, self.grey_bits)
 
     # ---- parts of it, for streams
 
@@ -171,9 +185,13 @@ class Predictor:
         names = self.classes if classes is None else tuple(classes)
         if not names:
             raise UsageError(f"{self.origin.name} has no classes of its own: give some.")
+        if isinstance(self.model, Graph):
+            return Candidates(names, *self.model.read(names, self.templates))
         with self._reading:
             found = self._read.pop(names, None) or Candidates(
-                names, scoring.texts(self.clip, names, self.templates), self._temperature_among(names)
+                names,
+                scoring.texts(self.clip, names, self.templates),
+                _value(self._temperature, self.alpha, names, self.templates),
             )
             self._read[names] = found  # last: the one used last
             while len(self._read) > SETS_KEPT:
@@ -189,11 +207,9 @@ class Predictor:
         Raises:
             DataError: it cannot be read, or is so long that it would fill the memory.
         """
-        picture = _opened(image, data, self.grey_bits)
-        short, long = sorted(picture.size)
-        if max(self.clip.image_size) ** 2 * long / short > MOST_PIXELS:
-            raise DataError(f"image {_name(image)} of {picture.width} x {picture.height} pixels is too long to resize.")
-        return self.clip.geometry(picture)
+        picture = opened(image, data, self.grey_bits)
+        require_short(picture, max(self.model.image_size), image)
+        return self.model.geometry(picture)
 
     @torch.no_grad()
     def embedded(self, views: torch.Tensor, candidates: Candidates | None) -> torch.Tensor:
@@ -203,22 +219,16 @@ class Predictor:
             return self.clip.encode_image(self.clip.normalize(views), tokens).cpu()
 
     def judged(self, views: torch.Tensor, candidates: Candidates) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views (B, 3, H, W) uint8 → embeddings (B, D) and logits (B, C), on the CPU."""
+        """Views (B, 3, H, W) uint8 → embeddings (B, D; of a graph D = 0) and logits (B, C), on the CPU."""
+        if isinstance(self.model, Graph):
+            return torch.empty(len(views), 0), self.model.logits(views, candidates.names)
         u = self.embedded(views, candidates)
         return u, self.clip.logits(u, candidates.texts.embeddings)
 
-    def predictions(self, logits: torch.Tensor, candidates: Candidates, top: int) -> list[Prediction]:
-        """Logits (B, C) → what each image is taken for; ties go to the class that stands first."""
-        p = (logits / (candidates.temperature or 1)).softmax(1)
-        values, order = p.sort(dim=1, descending=True, stable=True)
-        rows = zip(values[:, :top].tolist(), order[:, :top].tolist(), strict=True)
-        found = [[(candidates.names[c], value) for value, c in zip(*row, strict=True)] for row in rows]
-        return [Prediction(*best[0], tuple(best), candidates.temperature is not None) for best in found]
 
-    def _temperature_among(self, names: Sequence[str]) -> float | None:
-        found = self._temperature
-        holds = found is not None and self.alpha is not None and found.holds_for(self.alpha, names, self.templates)
-        return found.value if found is not None and holds else None
+def _value(found: Temperature | None, alpha: float | None, names: Sequence[str], made: Templates) -> float | None:
+    holds = found is not None and alpha is not None and found.holds_for(alpha, names, made)
+    return found.value if found is not None and holds else None
 
 
 def load(
@@ -231,36 +241,35 @@ def load(
     templates: Sequence[str] | str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
-    runtime: str = "torch",
+    runtime: str | None = None,
 ) -> Predictor:
     """Load a run, an export, or a pre-trained model by name, and make it ready to name pictures.
 
     Args:
-        source: the folder of a run, or of an export in the format open_clip, safetensors or difference; or what
-            `adapt --model` takes. pretrained: weights for a model by name.
+        source: the folder of a run, or of an export in the format open_clip, safetensors, difference or onnx (of a
+            classifier, which has no embeddings, and its own classes alone); or what `adapt --model` takes. pretrained:
+            weights for a model by name.
         alpha: of a run or a difference, its own by default. classes: candidates in place of those that the run was
             trained on; a pre-trained model has none. template: the text of a class; {} stands for its name.
             templates: several, a file of them, or "clip" for CLIP's own; a class is the mean of its texts, brought back
             to unit norm. precision: of the towers, "fp32", "bf16", or what is fast on the device. runtime: what
-            computes the image tower, "torch", "onnxruntime" or "openvino".
+            computes the image tower, "torch", "onnxruntime" or "openvino"; torch, of a graph onnxruntime.
 
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
     """
     asked = _asked(template, templates)  # before anything takes long
-    engines.require_installed(runtime)
     folder = folder_of(source)
-    place_of = engines.device_of(runtime, device)
     if folder is not None and pretrained and is_model(folder):
         raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
-    if folder is not None and sources.is_run(folder):
-        run = open_run(folder)
-        found = _of_run(run, run.alpha if alpha is None else alpha, place_of)
+    if folder is not None and graph.is_graph(folder):
+        found = _of_graph(str(source), Graph(folder, runtime, precision, device))
     else:
-        found = _of_export(str(source), folder, alpha, place_of) or _of_model(str(source), pretrained, folder, place_of)
-        if alpha is not None:
-            found = found.at(alpha)
-    engines.engine_of(runtime, precision, found.clip).attach(found.clip)
+        engines.require_installed(runtime or engines.TORCH)
+        found = _of_weights(source, folder, pretrained, alpha, engines.device_of(runtime or engines.TORCH, device))
+        engines.engine_of(runtime or engines.TORCH, precision, found.clip).attach(found.clip)
+    if alpha is not None:
+        found = found.at(alpha)
     return found.among(found.classes if classes is None else classes, templates=asked)
 
 
@@ -286,6 +295,20 @@ def is_model(folder: Path) -> bool:
 
 
 _OF_MODELS = (sources.CONFIG, ABOUT)
+
+
+def _of_weights(
+    source: str | Path, folder: Path | None, pretrained: str | None, alpha: float | None, device: torch.device
+) -> Predictor:
+    if folder is not None and sources.is_run(folder):
+        run = open_run(folder)
+        return _of_run(run, run.alpha if alpha is None else alpha, device)
+    return _of_export(str(source), folder, alpha, device) or _of_model(str(source), pretrained, folder, device)
+
+
+def _of_graph(name: str, found: Graph) -> Predictor:
+    origin, about = Origin(name, None, found.digest), found.about
+    return Predictor(found, origin, about["alpha"], found.classes, found.templates, None, about["grey_bits"])
 
 
 def _of_run(run: Run, alpha: float, device: torch.device) -> Predictor:
@@ -332,19 +355,3 @@ def _batches(model: Predictor, images: Picture | Iterable[Picture]) -> Iterator[
     several = iter([images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images)
     while batch := [model.view(image) for image in itertools.islice(several, 64)]:
         yield torch.stack(batch)
-
-
-def _opened(image: Picture, data: bytes | None, grey_bits: int | None) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return upright(image, grey_bits)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-            raise DataError(
-                f"an image in an array must be uint8 of (H, W, 3) or (H, W); found {image.dtype} of {image.shape}."
-            )
-        return upright(Image.fromarray(image), grey_bits)
-    return decode(Path(image), grey_bits, data)
-
-
-def _name(image: Picture) -> str:
-    return str(image) if isinstance(image, (str, Path)) else "given"

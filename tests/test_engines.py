@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,16 +15,31 @@ from conftest import Cli, picture
 from families import save_model, shrunk_cfg
 from test_predict import images
 
-from clipfit import AdaptConfig, EvaluateConfig, ModelError, UsageError, adapt, engines, evaluate, load, predict
+from clipfit import (
+    AdaptConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ModelError,
+    UsageError,
+    adapt,
+    engines,
+    evaluate,
+    export,
+    load,
+    predict,
+    predictor,
+)
 from clipfit.config.predict import PredictConfig
 from clipfit.engines import sessions
 from clipfit.events import Silent
-from clipfit.formats import onnx
+from clipfit.formats import onnx, parts
 from clipfit.formats.parts import Part
 from clipfit.measure import evaluations
+from clipfit.measure.calibration import Temperature
 from clipfit.model import devices
 from clipfit.model.weights import state_sha256
 from clipfit.predictor import Predictor
+from clipfit.runs.files import encoded, json_text
 
 OTHERS = tuple(name for name in engines.RUNTIMES if name != engines.TORCH)
 CLASSES = ("bee", "cow", "dog", "a sign", "umbrella")
@@ -45,7 +63,7 @@ def _a_graph_is_written_once(monkeypatch) -> None:
 
     def write_graph(part: Part, path: Path) -> None:
         inputs = [(name, x.shape[0]) for name, x in zip(part.inputs, part.examples, strict=True)]
-        key = f"{state_sha256(part.module.state_dict())} {inputs}"
+        key = f"{state_sha256(part.module.state_dict())} {inputs} {json_text(part.facts)}"
         if key not in _WRITTEN:
             in_earnest(part, path)
             _WRITTEN[key] = path.read_bytes()
@@ -251,3 +269,163 @@ def test_a_tower_that_is_no_graph_is_a_sentence(runtime, split_run, monkeypatch)
     monkeypatch.setattr(onnx, "write_graph", refuses)
     with pytest.raises(ModelError, match=r"cannot be written as an ONNX graph .*no translation.*leave --runtime out"):
         load(split_run, runtime=runtime).predict(picture(1))
+
+
+# ---- an export in the format onnx
+
+
+@pytest.fixture(scope="module")
+def exports(split_run, atha_run, tmp_path_factory) -> Callable[..., Path]:
+    """An export of a run in the format onnx, made once."""
+    root, made = tmp_path_factory.mktemp("exports"), {}
+
+    def exported(run: Path = split_run, **options: str) -> Path:
+        key = f"{run.name}-{'-'.join(options.values())}"
+        if key not in made:
+            made[key] = export(ExportConfig(run, format="onnx", output=root / key, **options)).output
+        return made[key]
+
+    return exported
+
+
+def require_same_logits(found: Predictor, expected: Predictor, of_cosine: float = ROUNDING) -> None:
+    """Of any number of pictures, and what else a model says of itself."""
+    for count in (0, 1, 67):
+        mine, theirs = found.logits(pictures(count)), expected.logits(pictures(count))
+        assert mine.shape == theirs.shape
+        assert torch.allclose(mine, theirs, rtol=0, atol=of_cosine * float(expected.clip.scale))
+    assert (found.classes, found.alpha, found.templates) == (expected.classes, expected.alpha, expected.templates)
+    assert found.view(picture(1)).equal(expected.view(picture(1)))
+
+
+@others
+def test_an_export_names_what_its_run_does(runtime, split_run, exports):
+    found = load(exports(), runtime=runtime)
+    assert found.model.features == f"fp32 by {runtime}"
+    require_same_logits(found, load(split_run))
+
+
+def test_without_a_word_an_export_is_computed_by_what_proved_it(exports):
+    assert load(exports()).model.features == "fp32 by onnxruntime"
+
+
+@pytest.mark.slow
+@others
+@pytest.mark.parametrize(
+    ("made", "options", "of_cosine"),
+    [
+        ({"method": "atha"}, {}, ROUNDING),
+        ({"method": "finetune", "context": True}, {}, ROUNDING),
+        ({"tuning": "lora"}, {}, ROUNDING),
+        ({"templates": Path("templates.txt")}, {}, ROUNDING),
+        ({}, {"dtype": "fp16"}, 2e-3),
+        ({}, {"quantize": "int8"}, 0.1),
+    ],
+    ids=["atha", "context", "lora", "templates", "fp16", "int8"],
+)
+def test_exports_of_every_kind_of_run(runtime, made, options, of_cosine, split, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("templates.txt").write_text("a photo of a {}\na {} in a drawing\n{}\n", "utf-8")
+    run = adapt(AdaptConfig(split, model=models["vit"], output=tmp_path / "run", **made)).run
+    found = load(export(ExportConfig(run, format="onnx", **options)).output, runtime=runtime)
+    assert found.model.features == f"{options.get('quantize', 'fp32')} by {runtime}"
+    require_same_logits(found, load(run), of_cosine)
+
+
+@others
+def test_predict_takes_an_export_and_gives_a_row_an_image(runtime, split_run, exports, cli: Cli):
+    images(Path("in"), 5)
+    Path("in/2.png").write_bytes(b"no picture")
+    rows = {}
+    for name, given in (("run", (split_run,)), ("export", (exports(), "--runtime", runtime))):
+        done = cli("predict", *given, "in", "--output", f"{name}.jsonl", "--batch-size", "2", "--json")
+        assert done.code == 0, done.stderr
+        rows[name] = [json.loads(line) for line in Path(f"{name}.jsonl").read_text("utf-8").splitlines()]
+    assert json.loads(done.stdout)["features"] == f"fp32 by {runtime}"
+    assert [row["label"] for row in rows["export"]] == [row["label"] for row in rows["run"]]
+    assert [row["error"] for row in rows["export"]] == [row["error"] for row in rows["run"]]
+    assert [row["error"] is None for row in rows["run"]] == [True, True, False, True, True]
+
+
+def test_some_of_an_exports_classes_in_any_order(split_run, exports):
+    found, expected = load(exports()), load(split_run)
+    for names in (("dog", "bee"), ("dog", "cow", "bee")):
+        mine, theirs = found.logits(picture(3), names), expected.logits(picture(3), names)
+        assert torch.allclose(mine, theirs, atol=1e-3)
+    assert found.among(("dog", "bee")).predict(picture(3))[0].label in ("dog", "bee")
+
+
+def test_what_an_export_cannot_do_is_said(exports, split, cli: Cli, tmp_path):
+    picture(1).save("a.png")
+    Path("names.txt").write_text("lion\n", "utf-8")
+    folder = exports()
+    for given, said in (
+        (("--classes", "names.txt"), "has no text of 'lion': give the run, or an export in the format open_clip"),
+        (("--add-classes", "names.txt"), "has no text of 'lion'"),
+        (("--template", "a sketch of a {}"), "has them by other templates"),
+        (("--embeddings", "e.npy"), "gives logits among its classes and no embeddings: give the run"),
+        (("--alpha", "0.25"), "there is no other ratio to take it at"),
+        (("--runtime", "torch"), "is a graph, which torch does not compute: leave out --runtime torch"),
+        (("--precision", "bf16"), "onnxruntime does not compute in bf16"),
+    ):
+        cli("predict", folder, "a.png", *given).fails(2, said)
+    cli("check", split, "--model", folder).fails(2, "graph")
+    found = load(folder)
+    assert found.at(0.5) is found
+    with pytest.raises(UsageError, match="no embeddings"):
+        found.embed_images(picture(1))
+    with pytest.raises(UsageError, match="no embeddings"):
+        found.embed_texts("a cat")
+
+
+@pytest.mark.slow
+def test_exports_of_a_tower_and_fewer_classes_beside_edits_are_refused(exports, atha_run):
+    for part in ("image", "text"):
+        with pytest.raises(UsageError, match=f"of the {part} tower alone: give one with --part classifier, the run"):
+            load(exports(part=part))
+    with pytest.raises(UsageError, match="sees images by the light of all of them"):
+        load(exports(atha_run)).logits(picture(1), ("dog", "bee"))
+    with pytest.raises(UsageError, match="its products in int8: leave --precision out"):
+        load(exports(quantize="int8"), precision="fp32")
+
+
+def test_damage_to_an_export_is_refused(exports, cli: Cli, tmp_path):
+    picture(1).save("a.png")
+    folder = tmp_path / "copy"
+    shutil.copytree(exports(), folder)
+    for name in ("model.onnx", "clipfit.json", "files.json"):
+        whole = (folder / name).read_bytes()
+        for at in (len(whole) // 100, len(whole) // 2, -2):
+            flipped = bytearray(whole)
+            flipped[at] ^= 1
+            (folder / name).write_bytes(flipped)
+            cli("predict", folder, "a.png").fails(4, "copy/" if name == "files.json" else name)
+        (folder / name).write_bytes(whole)
+    assert cli("predict", folder, "a.png").code == 0
+    (folder / "model.onnx").unlink()
+    assert cli("predict", folder, "a.png").code != 0
+
+
+@others
+def test_a_graph_that_a_library_does_not_know_is_a_sentence(runtime, exports, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exports(), folder)
+    (folder / "model.onnx").write_bytes(b"no graph")
+    digests = json.loads((folder / "files.json").read_text("utf-8"))
+    digests["model.onnx"] = hashlib.sha256(b"no graph").hexdigest()
+    (folder / "files.json").write_bytes(encoded(json_text(digests)))
+    with pytest.raises(ModelError, match=f"{runtime} cannot compute model.onnx .*: choose another --runtime"):
+        load(folder, runtime=runtime)
+
+
+@pytest.mark.slow
+def test_the_temperature_of_a_run_holds_for_exactly_its_classes(split_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Temperature(2.5, 0.5, ("dog", "cow", "bee"), "a photo of a {}")
+    for module in (parts, predictor):
+        monkeypatch.setattr(module, "temperature_of", lambda run: made)
+    found, expected = load(export(ExportConfig(split_run, format="onnx")).output), load(split_run)
+    for classes in (None, ("dog", "bee")):
+        mine, theirs = found.predict(picture(1), classes=classes)[0], expected.predict(picture(1), classes=classes)[0]
+        assert (mine.label, mine.calibrated) == (theirs.label, theirs.calibrated) == (mine.label, classes is None)
+        assert mine.probability == pytest.approx(theirs.probability, abs=1e-5)

@@ -44,7 +44,7 @@ class PredictConfig(Checked):
     batch_size: int = option(64, "Images a forward pass.", low=1)
     device: str = shared.device()
     precision: str = shared.precision()
-    runtime: str = shared.runtime()
+    runtime: str | None = shared.runtime(None)
     engine: str = option("local", "ray: on a Ray cluster, or its own on this machine (clipfit[ray]).", choices=ENGINES)
 
     def __post_init__(self) -> None:

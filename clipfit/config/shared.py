@@ -66,11 +66,11 @@ def device() -> Any:
     return option("auto", "auto, cpu, cuda, cuda:1, …")
 
 
-def runtime() -> Any:
-    """By what it is computed."""
+def runtime(default: str | None = TORCH) -> Any:
+    """By what it is computed. None: by torch, or what a graph is for."""
     return option(
-        TORCH, "What computes the image tower; onnxruntime and openvino (clipfit[onnx], clipfit[openvino]) on the CPU.",
-        choices=RUNTIMES,
+        default, "What computes the image tower; onnxruntime, openvino (clipfit[onnx], clipfit[openvino]): on a CPU.",
+        choices=RUNTIMES, default_is=None if default else f"{TORCH}; of an ONNX export onnxruntime",
     )  # fmt: skip
 
 

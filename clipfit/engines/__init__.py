@@ -32,11 +32,6 @@ class Engine:
     def __str__(self) -> str:
         return self.precision if self.runtime == TORCH else f"{self.precision} by {self.runtime}"
 
-    @classmethod
-    def of(cls, clip: Clip) -> Engine:
-        """The one that a CLIP has."""
-        return cls(clip.tower.runtime if clip.tower else TORCH, clip.precision)
-
     def attach(self, clip: Clip) -> None:
         """Have it compute the image embeddings of a CLIP, by the weights that it has now."""
         clip.precision = self.precision
@@ -77,20 +72,26 @@ def engine_of(runtime: str, precision: str, clip: Clip) -> Engine:
     """
     if runtime == TORCH:
         return Engine(TORCH, devices.resolve_precision(precision, clip.device, clip.model))
-    reason = without_bf16(runtime, clip.edits is not None)
-    if precision == "bf16" and reason:
+    large = devices.is_large(clip.model)
+    return Engine(runtime, precision_of(runtime, precision, clip.device, large, clip.edits is not None))
+
+
+def precision_of(runtime: str, asked: str, device: torch.device, large: bool, edits: bool) -> str:
+    """The number type of a runtime that is not torch. Raises UsageError where it does not compute in that type here.
+
+    Args:
+        large: whether the tower is worth bf16. edits: whether patch tokens are ranked and edited inside the graph.
+    """
+    reason = without_bf16(runtime, edits)
+    if asked == "bf16" and reason:
         raise UsageError(f"--runtime {runtime} does not compute in bf16 here, for {reason}: leave --precision out.")
-    if precision == "auto":
-        precision = "fp32" if reason else devices.resolve_precision("auto", clip.device, clip.model)
-    return Engine(runtime, precision)
+    if asked != "auto":
+        return asked
+    return devices.resolve_precision("auto", device) if large and not reason else "fp32"
 
 
 def without_bf16(runtime: str, edits: bool) -> str | None:
-    """None, or why a runtime does not compute in bf16.
-
-    Args:
-        edits: whether patch tokens are ranked and edited inside the graph.
-    """
+    """None, or why a runtime does not compute in bf16."""
     if runtime == "onnxruntime":
         return "it has no products in bf16 on processors"
     if edits:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +14,14 @@ import torch
 from clipfit.errors import ModelError, first_line
 
 Arrays: TypeAlias = "Sequence[np.ndarray[Any, Any]]"
-Session: TypeAlias = Callable[[Arrays], Arrays]  # inputs in the graph's order → outputs in the graph's order
+
+
+@dataclass(frozen=True)
+class Session:
+    """A graph that is ready. compute: inputs in the graph's order → outputs in its order. facts: its metadata."""
+
+    compute: Callable[[Arrays], Arrays]
+    facts: Mapping[str, str]
 
 
 def opened(file: Path, runtime: str, precision: str) -> Session:
@@ -36,7 +44,8 @@ def _onnxruntime(file: Path) -> Session:
     options.intra_op_num_threads = torch.get_num_threads()
     session = library.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
-    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+    facts = session.get_modelmeta().custom_metadata_map
+    return Session(lambda arrays: session.run(None, dict(zip(names, arrays, strict=True))), facts)
 
 
 def _openvino(file: Path, precision: str) -> Session:
@@ -47,8 +56,17 @@ def _openvino(file: Path, precision: str) -> Session:
         "ENABLE_CPU_PINNING": False,  # two processes would be put on the same cores
     }
     library: Any = importlib.import_module("openvino")
-    model = library.Core().compile_model(str(file), "CPU", settings)
-    return lambda arrays: list(model(list(arrays)).values())
+    core = library.Core()
+    graph = core.read_model(str(file))
+    told = _plain(graph.get_rt_info()["framework"]) if graph.has_rt_info("framework") else {}
+    facts = {name: _plain(value) for name, value in told.items()}
+    model = core.compile_model(graph, "CPU", settings)
+    return Session(lambda arrays: list(model(list(arrays)).values()), facts)
+
+
+def _plain(value: Any) -> Any:
+    """What is inside, of what OpenVINO has wrapped."""
+    return getattr(value, "value", value)
 
 
 def openvino_has_bf16() -> bool:

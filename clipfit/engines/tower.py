@@ -42,7 +42,7 @@ class Tower:
         given = [images] if class_tokens is None else [images, class_tokens]
         with self._lock:
             session = self._session(class_tokens)
-            [embeddings] = session([tensor.contiguous().numpy() for tensor in given])
+            [embeddings] = session.compute([tensor.contiguous().numpy() for tensor in given])
         return torch.from_numpy(embeddings)
 
     def _session(self, class_tokens: torch.Tensor | None) -> Session:

@@ -24,7 +24,7 @@ from clipfit.model.sources import CONFIG, Source
 from clipfit.runs import files, manifest
 from clipfit.runs.record import typed
 
-OTHERS = {"model.onnx": "onnx", "model.pt2": "torch", "config.json": "transformers"}
+OTHERS = {"model.pt2": "torch", "config.json": "transformers"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read(folder: Path, alpha: float | None = None, device: torch.device | str = 
     if format := next((format for name, format in OTHERS.items() if (folder / name).is_file()), None):
         raise UsageError(
             f"{folder} is an export in the format {format}, which clipfit does not read: give the run, or an export "
-            "in the format open_clip, safetensors or difference."
+            "in the format open_clip, safetensors or difference, or onnx with --part classifier."
         )
     return _whole(folder, device) if (folder / WEIGHTS).is_file() else None
 

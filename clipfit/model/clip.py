@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 
-from clipfit.model import compat, text_tower
+from clipfit.model import compat, preprocess, text_tower
 from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.image_tower import PatchTower, patch_tower
@@ -174,9 +173,7 @@ class Clip(NamedWeights):
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
-        for step in self._geometry:
-            picture = step(picture)
-        return pil_to_tensor(picture)
+        return preprocess.view(picture, self._geometry)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""

@@ -40,8 +40,12 @@ def resolve_precision(precision: str, device: torch.device, model: Any = None) -
     """
     if precision != "auto":
         return precision
-    large = model is None or sum(p.numel() for p in model.visual.parameters()) >= LARGE
-    return "bf16" if large and multiplies_bf16(device) else "fp32"
+    return "bf16" if (model is None or is_large(model)) and multiplies_bf16(device) else "fp32"
+
+
+def is_large(model: Any) -> bool:
+    """Whether the image tower of a model of open_clip's gains by products in bf16."""
+    return sum(p.numel() for p in model.visual.parameters()) >= LARGE
 
 
 def multiplies_bf16(device: torch.device) -> bool:

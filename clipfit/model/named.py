@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from clipfit.config.edits import EditSettings
+from clipfit.config.shared import TORCH
 from clipfit.errors import ModelError, first_line
 from clipfit.model import compat
 from clipfit.model.edits import TokenEdits
@@ -72,7 +73,12 @@ class NamedWeights:
     @property
     def features(self) -> str:
         """In what image embeddings are computed: "fp32", "bf16 by openvino"."""
-        return self.precision if self.tower is None else f"{self.precision} by {self.tower.runtime}"
+        return self.precision if self.tower is None else f"{self.precision} by {self.runtime}"
+
+    @property
+    def runtime(self) -> str:
+        """What computes image embeddings: "torch", "onnxruntime", "openvino"."""
+        return TORCH if self.tower is None else self.tower.runtime
 
     @property
     def bytes(self) -> int:

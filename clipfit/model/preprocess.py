@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit.errors import ModelError
 from clipfit.model import compat
@@ -39,6 +43,13 @@ def geometry(cfg: Mapping[str, Any]) -> list[Any]:
     if not kinds[-2].endswith("ToTensor") or kinds[-1] != "Normalize":
         raise ModelError(f"this open_clip preprocesses in an unknown way ({', '.join(kinds)}); please report it.")
     return steps[:-2]
+
+
+def view(picture: Image.Image, steps: Sequence[Any]) -> torch.Tensor:
+    """An RGB picture after the steps of `geometry`: (3, H, W) uint8."""
+    for step in steps:
+        picture = step(picture)
+    return pil_to_tensor(picture)
 
 
 def _number(value: object) -> bool:

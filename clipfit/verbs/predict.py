@@ -20,7 +20,6 @@ from clipfit.data import lists
 from clipfit.data.ahead import ahead
 from clipfit.data.names import read_new_classes
 from clipfit.data.stream import Input, Inputs, is_no_input
-from clipfit.engines import Engine
 from clipfit.errors import DataError, UsageError, first_line
 from clipfit.events import Counter, CountReport, Silent
 from clipfit.predictor import Candidates, Prediction, Predictor
@@ -119,7 +118,7 @@ def predict(
         job = Job(config, loaded, loaded.candidates(), inputs, gallery)
         counts = _carry_out(job, out, progress)
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
-                         job.candidates.temperature is not None, inputs.left_out, loaded.clip.features)  # fmt: skip
+                         job.candidates.temperature is not None, inputs.left_out, loaded.model.features)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,8 +141,8 @@ class Job:
             "classes": list(self.candidates.names), "temperature": self.candidates.temperature,
             "top": c.top, "abstain_below": c.abstain_below, "batch_size": c.batch_size, "column": c.column,
             "inputs": [valid(str(p)) for p in c.inputs], "embeddings": valid(str(c.embeddings)),
-            "html": valid(str(c.html)), "precision": p.clip.precision, "device": p.clip.device.type,
-            "engine": c.engine, "runtime": Engine.of(p.clip).runtime,
+            "html": valid(str(c.html)), "precision": p.model.precision, "device": p.model.device.type,
+            "engine": c.engine, "runtime": p.model.runtime,
         }  # fmt: skip
 
     def view(self, image: Input) -> torch.Tensor | str:
@@ -211,9 +210,9 @@ def judged(job: Job, batch: Sequence[tuple[Input, torch.Tensor | str]]) -> Judge
 
 def _judged(job: Job, views: list[torch.Tensor]) -> tuple[torch.Tensor, list[Prediction]]:
     if not views:
-        return torch.empty(0, job.predictor.clip.embed_dim), []
+        return torch.empty(0, job.predictor.clip.embed_dim if job.config.embeddings else 0), []
     u, logits = job.predictor.judged(torch.stack(views), job.candidates)
-    return u, job.predictor.predictions(logits, job.candidates, job.config.top)
+    return u, job.candidates.predictions(logits, job.config.top)
 
 
 def _row(image: Input, error: str | None, found: Prediction | None, job: Job) -> Row:
@@ -363,6 +362,8 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
         model, pretrained=config.pretrained, alpha=config.alpha, template=config.template,
         templates=config.templates, device=config.device, precision=config.precision, runtime=config.runtime,
     )  # fmt: skip
+    if config.embeddings:
+        _ = found.clip  # a graph of logits has none
     own = () if config.classes else found.classes
     found = found.among((*own, *excluding(listed, own)))
     for note in found.origin.run.notes if found.origin.run else ():
@@ -370,5 +371,5 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     if not found.classes:
         raise UsageError(f"{model} has no classes of its own: give --classes.")
     ratio = "" if found.alpha is None else f" at α = {found.alpha:g}"
-    progress.say(f"{model}{ratio}, {len(found.classes)} classes, on {found.clip.device} in {found.clip.features}")
+    progress.say(f"{model}{ratio}, {len(found.classes)} classes, on {found.model.device} in {found.model.features}")
     return found

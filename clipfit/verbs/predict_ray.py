@@ -56,7 +56,7 @@ class Recipe:
         folder = predictor.folder_of(Path(made.origin.name) if made.origin.run else made.origin.name)
         alpha = made.alpha if made.origin.run else None
         model = str(folder.absolute()) if folder else made.origin.name
-        config = replace(config, html=None, precision=made.clip.precision)  # all workers in one type, the driver's
+        config = replace(config, html=None, precision=made.model.precision)  # all workers in one type, the driver's
         return cls(config, model, config.pretrained, alpha, made.templates, job.candidates.names,
                    made.origin.digest)  # fmt: skip
 
