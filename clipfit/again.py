@@ -47,7 +47,8 @@ def command_of(run: Run) -> Again:
     declared = {key: option.declared for key, option in adapt_options().items()}
     words = [word for key, value in values.items() for word in _flag(declared[key], value)]
     shots = run.record.shots
-    return Again(("clipfit", "adapt", *words, *(["--"] if shots.startswith("-") else []), shots), listed)
+    many = ("torchrun", "--nproc-per-node", str(run.record.processes), "-m") if run.record.processes > 1 else ()
+    return Again((*many, "clipfit", "adapt", *words, *(["--"] if shots.startswith("-") else []), shots), listed)
 
 
 def _values(run: Run) -> tuple[dict[str, Any], Templates]:

@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
+import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from clipfit.errors import UsageError, first_line
+from clipfit.errors import ClipfitError, UsageError, first_line
 from clipfit.interrupts import Stopped
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it tells each of them
+WAIT = timedelta(days=7)  # for one another: one that has ended is noticed, and one may write for long
 SMALL = 2**20  # numbers of a gradient: those below are summed together, for each sum has its latency
 TOGETHER = 2**24
 PATIENCE = 3.0  # seconds that a process which fails waits for one that has more to say
@@ -107,6 +113,33 @@ class Ranks:
                 raise
             raise _no_room(error) from error
 
+    def told(self, find: Callable[[], T]) -> T:
+        """What the first process finds, of JSON's types; the others wait for it and are told."""
+        if self.count == 1:
+            return find()
+        import torch
+
+        text = list(json.dumps(find()).encode()) if self.leads else []
+        length = torch.tensor(len(text))
+        self._summed(length)
+        letters = torch.tensor(text or [0] * int(length), dtype=torch.int32)
+        self._summed(letters)
+        found: T = json.loads(bytes(letters.tolist()))
+        return found
+
+    def require_same(self, parameters: Sequence[Tensor]) -> None:
+        """Raises ClipfitError where they are not the same in all processes: told by the sum of each."""
+        if self.count == 1:
+            return
+        import torch
+
+        sums = torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+        if not bool((self.gather(sums[None], self.count) == sums).all()):
+            raise ClipfitError(
+                f"the {self.count} processes came to different weights, which must not be: run them on machines of one "
+                "kind, with the same versions, or report it."
+            )
+
     def fail(self) -> None:
         """In place of what the others do together next: they get MemoryElsewhereError."""
         if self.count > 1:
@@ -178,11 +211,63 @@ def _no_room(error: BaseException) -> UsageError:
 
 
 _here = Ranks()
+_store: Any = None  # what the processes can leave messages in, beside the group
+
+
+def started() -> Ranks:
+    """This process among those that torchrun started, by its environment; they need not work together (yet)."""
+    if any(name not in os.environ for name in TORCHRUN):
+        return Ranks()
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def here() -> Ranks:
-    """This process among those that `joined` found."""
+    """This process among those that work together."""
     return _here
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Within: the processes that torchrun started work together; where it started none, nothing is done."""
+    global _store
+    own = started()
+    if own.count == 1:
+        yield
+        return
+    import torch
+
+    distributed: Any = torch.distributed
+    _store = next(distributed.rendezvous("env://"))[0]
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        store=distributed.PrefixStore("group", _store),
+        rank=own.rank,
+        world_size=own.count,
+        timeout=WAIT,
+    )
+    with among(own):
+        yield
+    distributed.destroy_process_group()  # not where it ended badly: others may be in the middle of something
+
+
+def speaks(error: BaseException) -> bool:
+    """Whether this process is the one that says why they end: there is one message, however many fail.
+
+    What stops all of them is for the first to say. Of errors the first has the word too; another process has it where
+    the first has nothing to say for a while, and then keeps it.
+    """
+    own = started()
+    if own.count == 1 or _store is None:
+        return own.leads
+    if not own.leads and isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
+        return False
+    try:
+        if not own.leads:
+            with contextlib.suppress(RuntimeError):  # nobody spoke
+                _store.wait(["spoken"], timedelta(seconds=PATIENCE))
+        return bool(_store.add("spoken", 1) == 1)
+    except RuntimeError:  # whoever held the store has ended
+        return own.leads
 
 
 @contextlib.contextmanager

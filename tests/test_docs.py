@@ -121,7 +121,7 @@ def test_a_command_that_is_wrong_does_not_parse(wrong, words):
 def test_verbs_and_flags_that_are_named_exist(page):
     """`clipfit verb --flag` has that flag; a bare `--flag` is one of some verb's, or of a script of the examples."""
     flags = {name: {o for option in c.params for o in option.opts} | {"--help"} for name, c in GROUP.commands.items()}
-    of_any = set().union(*flags.values(), {"--version"}, OF_SCRIPTS)
+    of_any = set().union(*flags.values(), {"--version", "--nproc-per-node"}, OF_SCRIPTS)  # the second is torchrun's
     for code in inline(IN_PAGES[page]):
         words = code.replace("…", " ").split()
         of_clipfit = len(words) > 1 and words[0] == "clipfit" and not words[1].startswith("--")

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
-from processes import Found, together
+from conftest import Result
+from processes import Found, together, torchrun
+from safetensors.torch import load_file
 from test_objectives import NAMES
 from test_step import LABELS, Hungry, a_batch, gradient_of, in_double, plainly
 
-from clipfit import ranks
-from clipfit.errors import UsageError
+from clipfit import AdaptConfig, adapt, ranks
+from clipfit.errors import ClipfitError, DataError, UsageError
 from clipfit.methods import METHODS
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.ranks import Ranks
 from clipfit.streams import Rows
+from clipfit.training.state import Trained
 from clipfit.training.step import TEXTS, Fitting, accumulate
 
 SIZES = [1, 2, None]
@@ -157,3 +168,160 @@ def test_gradients_of_any_size_and_type_are_summed(monkeypatch):
 
 def test_rows_keep_their_numbers():
     assert Rows(3, (7, 8, 9)).of(range(1, 3)) == Rows(3, (8, 9))
+
+
+# ---- a whole command
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in run.iterdir() if p.name not in ("timing.json", "files.json")}
+
+
+def far(first: Path, second: Path, start: Path) -> float:
+    """How far apart two runs' weights are, as a share of how far they went. AdamW makes a step of rounding errors."""
+    one, other, before = (load_file(path) for path in (first, second, start))
+    apart = torch.cat([(one[name] - other[name]).flatten().double() for name in before])
+    went = torch.cat([(one[name] - before[name]).flatten().double() for name in before])
+    return (apart.norm() / went.norm()).item()
+
+
+def errors(results: list[Result]) -> list[str]:
+    """What all of them have to say of how they ended."""
+    words = ("error:", "interrupted:", "terminated:", "Traceback")
+    return [line for result in results for line in result.stderr.splitlines() if line.startswith(words)]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, rank: int | None, action: Callable[[], None]) -> None:
+    """Have it done before the step-th step of a process (None: of every one), from 1."""
+    usual, done = Trained.step, []
+
+    def stepped(self: Trained, annealed: float) -> None:
+        done.append(annealed)
+        if len(done) == step and ranks.here().rank in (rank, ranks.here().rank if rank is None else rank):
+            action()
+        usual(self, annealed)
+
+    monkeypatch.setattr(Trained, "step", stepped)
+
+
+@pytest.mark.parametrize("method", ["cite", pytest.param("cite+atha", marks=pytest.mark.slow)])
+def test_processes_write_one_run_which_is_that_of_one(flat, models, tmp_path, method):
+    more = ["--method", method, "--model", models["vit"], "--json"]
+    one = adapt(AdaptConfig(flat, method=method, model=models["vit"], output=tmp_path / "one")).run
+    first, second = torchrun(tmp_path, 2, "adapt", flat, *more, "--output", "two")
+    assert (first.code, second.code) == (0, 0), first.stderr + second.stderr
+    assert (second.stdout, second.stderr) == ("", "")
+    assert first.document["run"] == "two"
+    assert "step 6/6" in first.stderr
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in one.iterdir()}
+    start = Path(models["vit"].removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    for name in ("finetuned.safetensors", "model.safetensors"):
+        assert far(one / name, tmp_path / "two" / name, start) < 0.05
+    again = torchrun(tmp_path, 2, "adapt", flat, *more, "--output", "again")
+    assert again[0].code == 0
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "again")
+
+
+def test_a_mistake_that_all_see_is_said_once(flat, models, tmp_path):
+    for mistake in (["--batch-size", "0"], ["--classes", "missing.txt"]):
+        results = torchrun(tmp_path, 2, "adapt", flat, "--model", models["vit"], *mistake, "--json")
+        assert results[0].code == 2 if mistake[1] == "0" else 3
+        assert len(errors(results)) == 1
+        assert results[0].document["error"]["code"] == results[0].code
+        assert results[1].stdout == ""
+        assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_of_one_process_ends_all_with_its_message(flat, models, tmp_path, monkeypatch):
+    def fails() -> None:
+        raise DataError("the disk of this process is gone.")
+
+    at_step(monkeypatch, 2, 1, fails)
+    results = torchrun(tmp_path, 3, "adapt", flat, "--model", models["vit"], "--output", "run")
+    assert all(result.code != 0 for result in results)
+    assert results[1].code == DataError.exit_code
+    assert errors(results) == ["error: process 1: the disk of this process is gone."]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_ends_all(flat, models, tmp_path, monkeypatch, killed):
+    at_step(monkeypatch, 2, killed, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    results = torchrun(tmp_path, 2, "adapt", flat, "--model", models["vit"], "--output", "run")
+    assert results[killed].code == -signal.SIGKILL
+    assert results[1 - killed].code == 128 + signal.SIGTERM
+    assert len(errors(results)) == (1 if killed else 0)  # torchrun itself reports it
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_processes_keep_one_state_and_go_on_to_the_same_bytes(flat, models, tmp_path, monkeypatch):
+    command = ["adapt", flat, "--model", models["vit"], "--save-every", "100", "--output"]
+    assert torchrun(tmp_path, 2, *command, "whole")[0].code == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, None, lambda: os.kill(os.getpid(), signal.SIGINT))
+        results = torchrun(tmp_path, 2, *command, "run")
+    assert results[0].code in (130, 143)  # where the other one is so much faster that torchrun's SIGTERM comes first
+    assert len(errors(results)) == 1
+    assert re.match(r"(interrupted|terminated): step [34] is kept in", errors(results)[0])
+    assert (tmp_path / ".run.resume" / "state.safetensors").exists()
+    results = torchrun(tmp_path, 2, *command, "run", "--resume")
+    assert results[0].code == 0, results[0].stderr
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    assert not (tmp_path / ".run.resume").exists()
+    assert "is finished already" in torchrun(tmp_path, 2, *command, "run", "--resume")[0].stderr
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_does_not_go_on_from_a_state(flat, models, tmp_path, monkeypatch):
+    command = ["adapt", flat, "--model", models["vit"], "--save-every", "1", "--output", "run"]
+    at_step(monkeypatch, 4, None, lambda: os.kill(os.getpid(), signal.SIGINT))
+    torchrun(tmp_path, 2, *command)
+    results = torchrun(tmp_path, 3, *command, "--resume")
+    assert results[0].code == UsageError.exit_code
+    assert len(errors(results)) == 1
+    assert "config.processes was 2 and is 3" in errors(results)[0]
+
+
+def test_weights_that_differ_are_noticed(vit):
+    def work() -> Found:
+        parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(2))]
+        ranks.here().require_same(parameters)
+        with torch.no_grad():
+            parameters[1][0] += ranks.here().rank
+        with pytest.raises(ClipfitError, match="the 2 processes came to different weights"):
+            ranks.here().require_same(parameters)
+        return {}
+
+    together(2, work)
+
+
+def test_what_the_first_finds_is_told_to_all():
+    found = {"é": [1, None, "\U0001f431"], "": 0.1}
+
+    def work() -> Found:
+        assert ranks.here().told(lambda: found if ranks.here().leads else pytest.fail("asked twice")) == found
+        assert ranks.here().told(lambda: "") == ""
+        return {}
+
+    together(3, work)
+
+
+def test_commands_that_share_no_work_are_done_by_the_first(tmp_path):
+    first, second = torchrun(tmp_path, 2, "models", "--json")
+    assert first.code == second.code == 0
+    assert first.document
+    assert second.stdout == second.stderr == ""
+
+
+@pytest.mark.slow
+def test_torchrun_itself(flat, models, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "clipfit", "adapt",
+               str(flat), "--model", models["vit"], "--output", "run", "--json"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1
+    assert (tmp_path / "run" / "config.json").exists()
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: run exists already") == 1
+    assert "terminated:" not in failed.stderr

@@ -22,10 +22,10 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
 
     config = adapt_config(values)  # before torch is imported: a wrong option answers at once
 
-    from clipfit import adapt
+    from clipfit import adapt, ranks
     from clipfit.report.console import Console
 
-    with Console() as console:
+    with ranks.joined(), Console() as console:
         result = adapt(config, console)
         console.adapted(result)
     if as_json:

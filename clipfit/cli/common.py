@@ -10,13 +10,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import typer
 import typer.core
 
-from clipfit import interrupts
+from clipfit import interrupts, ranks
 from clipfit.errors import ClipfitError, OutputError, UsageError, first_line
 from clipfit.text import printable
 
@@ -71,13 +71,16 @@ def ended(work: Callable[[], None], as_json: bool) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error)
-    if ending.message:
+        speaks = bool(ending.message) and ranks.speaks(error)
+    if speaks:
+        if own := ranks.started().rank:
+            ending = replace(ending, message=f"process {own}: {ending.message}")
         with contextlib.suppress(OSError):  # a terminal that hung up
             typer.echo(f"{ending.label}: {printable(ending.message)}", err=True)
         if as_json and sys.stdout is not None:
             with contextlib.suppress(OutputError):
                 found = ending.found.as_json() if ending.found is not None else {}
-                print_json({**found, "error": {"code": ending.code, "message": ending.document_text}})
+                _print({**found, "error": {"code": ending.code, "message": ending.document_text}})
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             flush(stream)
@@ -127,9 +130,16 @@ def keeping(what: str) -> Iterator[None]:
 def print_json(document: Mapping[str, Any]) -> None:
     """Exactly one JSON document on stdout, in ASCII: whatever the terminal's encoding, it can be printed.
 
+    Of several processes that torchrun started, the first one prints it.
+
     Raises:
         OutputError: it cannot be written, or nobody reads it.
     """
+    if ranks.started().leads:
+        _print(document)
+
+
+def _print(document: Mapping[str, Any]) -> None:
     try:
         typer.echo(json.dumps(document))
         flush(sys.stdout)

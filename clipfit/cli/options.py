@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from clipfit import ranks
 from clipfit.config.options import Declared
 from clipfit.errors import UsageError
 
@@ -21,10 +22,13 @@ METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.", show_default=False)]
 
 
-def with_options(command: Command, options: Iterable[Declared]) -> Command:
+def with_options(command: Command, options: Iterable[Declared], together: bool) -> Command:
     """The command with a parameter an option; what is given of them is its first argument, a mapping by key.
 
     The command's own keyword-only parameters come last, as they are.
+
+    Args:
+        together: whether several processes that torchrun started share its work; else the first one does it all.
     """
     declared = {option.key: option for option in options}
     others = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -32,6 +36,8 @@ def with_options(command: Command, options: Iterable[Declared]) -> Command:
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
+        if not (together or ranks.started().leads):
+            return
         values = {key: _value(option, given.pop(key)) for key, option in declared.items()}
         command({key: value for key, value in values.items() if value is not None}, **given)
 

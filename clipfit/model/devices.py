@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 
+from clipfit import ranks
 from clipfit.errors import UsageError, first_line
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` → CUDA if there is one, else the CPU.
+    """`auto` → CUDA if there is one, else the CPU; of several processes of torchrun each has a GPU of its own.
 
     Raises:
-        UsageError: the named device does not exist.
+        UsageError: the named device does not exist, or has a number where there are several processes.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.started().count > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise UsageError(f"each of several processes takes a GPU of its own: give --device cuda, not {device}.")
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
     try:
         torch.zeros((), device=device).item()

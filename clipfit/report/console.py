@@ -10,6 +10,7 @@ import rich.box
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from clipfit import ranks
 from clipfit.events import CountReport, StepReport
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.measure.forecast import Forecast
@@ -27,10 +28,13 @@ from clipfit.verbs.report import Reported
 
 
 class Console:
-    """Shows what the library reports: a live bar on a terminal, a line an epoch elsewhere."""
+    """Shows what the library reports: a live bar on a terminal, a line an epoch elsewhere.
+
+    Of several processes that torchrun started, the first one's alone shows.
+    """
 
     def __init__(self, out: rich.console.Console | None = None) -> None:
-        self._out = out or rich.console.Console(stderr=True, highlight=False)
+        self._out = out or rich.console.Console(stderr=True, highlight=False, quiet=not ranks.started().leads)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),

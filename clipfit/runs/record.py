@@ -76,6 +76,7 @@ class RunRecord:
     goal: str | None = None  # what α was chosen for; None: it was given
     forecast: bool = False  # whether folds.json was asked for
     parent: Parent | None = None
+    processes: int = 1  # that shared the work of each step; written where there were several
     templates: Templates | None = None  # of evaluation and prediction; None: the recipe's, which training takes
     format: int = field(default=FORMAT)
 
@@ -93,6 +94,8 @@ class RunRecord:
         """The document of config.json, in JSON's types."""
         document = dict(msgspec.to_builtins(self))
         recipe = document["recipe"]
+        if self.processes == 1:
+            del document["processes"]
         return {**document, "recipe": {key: recipe[key] for key in recipe if key not in ASKED or recipe[key]}}
 
     @classmethod

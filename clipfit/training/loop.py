@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipfit import interrupts
+from clipfit import interrupts, ranks
 from clipfit.data.images import Images
 from clipfit.events import StepReport
 from clipfit.methods import Group, Objective
@@ -46,6 +46,7 @@ def train(
 
     Raises:
         NonFiniteError: a loss is not a finite number. UsageError: the memory does not hold one image.
+        ClipfitError: several processes end with different weights.
     """
     recipe, steps = schedule.recipe, schedule.steps
     fitting = Fitting(objective, recipe.micro_batch, say)
@@ -67,6 +68,7 @@ def train(
             if saving and saving.due(step + 1, steps):
                 saving.save(trained, reports)
     trained.zero_grad()
+    ranks.here().require_same(list(trained.parameters.values()))
     return reports
 
 

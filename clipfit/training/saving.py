@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from clipfit import interrupts, ranks
 from clipfit.errors import ModelError, UsageError
 from clipfit.events import StepReport
 from clipfit.model.weights import state_sha256
@@ -31,6 +32,7 @@ class Saving:
 
     every: optimiser steps between two; None: only when the training is stopped, and at its end.
     resume: whether to go on from a state that is there; without it the first one that is saved replaces it.
+    Of several processes the first writes and removes it, and all read it.
 
     identity: what must be the same for a training to go on from a saved state: config.json's record, the shots, …
     """
@@ -51,6 +53,8 @@ class Saving:
 
     def save(self, trained: Trained, reports: Sequence[StepReport]) -> None:
         """Keep the state after the last report's step. Raises OutputError."""
+        if not ranks.here().leads:
+            return
         files.make_folder(self.folder)
         tensors = trained.tensors()
         about = {"identity": self.identity, "reports": [asdict(report) for report in reports]}
@@ -63,8 +67,9 @@ class Saving:
             yield
         except KeyboardInterrupt as stop:
             if reports:
-                self.save(trained, reports)
-                stop.kept = f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on"  # type: ignore[attr-defined]
+                with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
+                    self.save(trained, reports)
+                stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on",)
             raise
 
     def due(self, step: int, steps: int) -> bool:
@@ -74,7 +79,9 @@ class Saving:
     def clear(self) -> None:
         """Remove the state, for its run is complete; one of another training is left alone."""
         with contextlib.suppress(ModelError):
-            if not differences(files.read_metadata(self.path).get("identity", {}), self.identity):
+            if ranks.here().leads and not differences(
+                files.read_metadata(self.path).get("identity", {}), self.identity
+            ):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def restore(self, trained: Trained) -> list[StepReport]:

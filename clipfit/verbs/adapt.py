@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import open_clip
 import torch
 import torchvision
 
-from clipfit import methods, outlook
+from clipfit import methods, outlook, ranks
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
 from clipfit.data.images import ImageStore
@@ -96,12 +97,15 @@ def _asked(record: RunRecord) -> dict[str, Any]:
 def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     """Fine-tune a pre-trained CLIP on shots and write a run.
 
+    Several processes (within `ranks.joined()`) share the work of each step; the first of them writes and reports.
+
     No image but the shots is ever opened: held-out images influence nothing.
 
     Raises:
         ClipfitError: see errors; nothing but a saved state, where one was asked for, is left behind then.
     """
-    progress, started = progress or Silent(), time.monotonic()
+    here, started = ranks.here(), time.monotonic()
+    progress = progress if progress and here.leads else Silent()
     method = methods.find(config.method)
     origin = start.find(config.model, config.pretrained)
     inputs = _inputs(config)
@@ -109,8 +113,12 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     for note in (*origin.notes, *chosen.notes):
         progress.say(note)
     replacing = config.overwrite or config.resume  # what is there is looked at before anything is done to it
-    target = place.target_folder(config.shots, method.name, config.output, replacing, inputs.values())
-    with place.locked(target):
+    target = Path(
+        here.told(
+            lambda: str(place.target_folder(config.shots, method.name, config.output, replacing, inputs.values()))
+        )
+    )
+    with place.locked(target) if here.leads else contextlib.nullcontext():
         job = _ready(config, origin, chosen, target, inputs, progress)
         before = accuracy_on_shots(job.clip, job.shots, job.record)
         for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
@@ -228,6 +236,7 @@ def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shot
         edits=clip.additions.edits,
         context=clip.additions.context,
         threads=torch.get_num_threads(),
+        processes=ranks.here().count,
         skipped=shots.skipped,
         grey_bits=shots.grey_bits,
         pretrained=clip.source,
@@ -285,14 +294,18 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     progress.say(f"writing {job.target}")
     steps = [asdict(report) for report in reports]
     facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
-    with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
-        ensemble = interpolate(pretrained, finetuned, record.alpha)
-        write_run(folder, facts, finetuned, ensemble)
-        if found:
-            files.write_json(folder / FOLDS, found.as_json())
-        clip.load_state(ensemble)
-        _prove(folder / MODEL, clip)
-        _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
+    ensemble = interpolate(pretrained, finetuned, record.alpha)
+    clip.load_state(ensemble)
+
+    def write() -> None:
+        with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
+            write_run(folder, facts, finetuned, ensemble)
+            if found:
+                files.write_json(folder / FOLDS, found.as_json())
+            _prove(folder / MODEL, clip)
+            _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
+
+    ranks.here().told(write)
     return Done(reports, record.alpha, found.forecast if found else None)
 
 
