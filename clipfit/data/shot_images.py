@@ -60,9 +60,12 @@ class ShotImages:
         picture = decode(sample.path, self._grey_bits)
         whole = pil_to_tensor(picture)
         found = fingerprint(sample, whole)
-        if self._enough.of_larger(*found.size) is None:
+        if self._stays_whole(found):
             return _Seen(found, whole, None)
         return _Seen(found, self._reduced(sample), self._geometry(picture))
+
+    def _stays_whole(self, found: Fingerprint) -> bool:
+        return self._enough.of_larger(*found.size) is None
 
     def _reduced(self, sample: Sample) -> torch.Tensor:
         return pil_to_tensor(decode(sample.path, self._grey_bits, enough=self._enough))
@@ -73,14 +76,17 @@ class ShotImages:
     def __getitem__(self, index: int) -> torch.Tensor:
         """What training sees of shot `index`. Raises DataError where it is read again and cannot be."""
         kept = self._kept.get(index)
-        return kept if kept is not None else self._reduced(self.samples[index])
+        if kept is not None:
+            return kept
+        if self._stays_whole(self.prints[index]):
+            return pil_to_tensor(decode(self.samples[index].path, self._grey_bits))
+        return self._reduced(self.samples[index])
 
     def view(self, index: int) -> torch.Tensor:
         """Shot `index` in the model's geometry, from all of its pixels: uint8. Raises DataError as above."""
         if index in self._views:
             return self._views[index]
-        is_whole = self._enough.of_larger(*self.prints[index].size) is None
-        if is_whole and index in self._kept:
+        if index in self._kept and self._stays_whole(self.prints[index]):
             return self._geometry(to_pil_image(self._kept[index]))
         return self._geometry(decode(self.samples[index].path, self._grey_bits))
 
