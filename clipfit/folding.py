@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from clipfit.adaptation import Adaptation
-from clipfit.data.images import Chosen, Images
+from clipfit.data.images import Chosen, Held, Images
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import ModelError
 from clipfit.events import Progress
@@ -80,7 +80,7 @@ def score(
     read: dict[float, Texts] = {}
     parts = []
     for start in range(0, len(chosen), AT_ONCE):
-        views = torch.stack([images[i] for i in chosen[start : start + AT_ONCE]])  # cut to size once, not once a ratio
+        views = Held(images, chosen[start : start + AT_ONCE])  # cut to size once, not once a ratio
         tables = []
         for alpha in ratios:
             clip.load_state(interpolate(before, after, alpha))

@@ -50,7 +50,7 @@ class Lost(Stopped):
 class Ranks:
     """This process, `rank`, among `count` of them. Where there is one, all of this is nothing.
 
-    Whatever is done together (`gather`, `sum`, `fail`), all processes do in the same order.
+    Whatever is done together (`gather`, `complete`, `sum_gradients`, `told`, `fail`), all do in the same order.
     """
 
     rank: int = 0
@@ -87,9 +87,14 @@ class Ranks:
         share = self.share(rows)
         every = own.new_zeros(rows, *own.shape[1:])
         every[share.start : share.stop] = own[: len(share)]
-        self._go_on()
-        self._summed(every)  # beside zeros: to the bit
-        return every
+        return self.complete(every)
+
+    def complete(self, rows: Tensor) -> Tensor:
+        """All rows, in place, of which each process has some and 0 in place of the others. Raises as `gather`."""
+        if self.count > 1:
+            self._go_on()
+            self._summed(rows)  # beside zeros: to the bit
+        return rows
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Each one's gradient becomes the sum of all processes', the same to the bit in all; none where none has one.
@@ -174,6 +179,8 @@ class Ranks:
     def _summed(tensor: Tensor) -> None:
         from torch import distributed
 
+        if not tensor.numel():
+            return
         try:
             distributed.all_reduce(tensor)
         except RuntimeError as error:

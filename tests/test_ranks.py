@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,3 +326,73 @@ def test_torchrun_itself(flat, models, tmp_path):
     assert failed.returncode != 0
     assert failed.stderr.count("error: run exists already") == 1
     assert "terminated:" not in failed.stderr
+
+
+# ---- measuring
+
+
+def test_processes_measure_what_one_does_to_the_bit(split_run, split, tmp_path):
+    """Each decodes its share, and a batch is the same whoever encodes it."""
+    runs = [shutil.copytree(split_run, tmp_path / name) for name in ("one", "three")]
+    options = ["--data", split / "test", "--alphas", "0,0.5", "--batch-size", "2", "--retain", split / "test", "--json"]
+    alone = torchrun(tmp_path, 1, "evaluate", runs[0], *options)
+    shared = torchrun(tmp_path, 3, "evaluate", runs[1], *options)
+    assert [result.code for result in (*alone, *shared)] == [0] * 4, shared[0].stderr
+    assert all(result.stdout == result.stderr == "" for result in shared[1:])
+    found, expected = shared[0].document, alone[0].document
+    assert {k: v for k, v in found.items() if k not in ("run", "kept")} == {
+        k: v for k, v in expected.items() if k not in ("run", "kept")
+    }
+    one, three = ({p.name: p.read_bytes() for p in (run / "evaluations" / "test").iterdir()} for run in runs)
+    assert {name for name in one if one[name] != three[name]} <= {"timing.json"}
+
+
+def test_an_image_that_cannot_be_read_is_what_it_is_to_one_process(split_run, split, tmp_path):
+    run = shutil.copytree(split_run, tmp_path / "run")
+    data = shutil.copytree(split / "test", tmp_path / "data")
+    (data / "elk" / "1.png").write_bytes(b"no image")
+    command = ["evaluate", run, "--data", data, "--json"]
+    results = torchrun(tmp_path, 2, *command)
+    assert results[0].code == DataError.exit_code
+    [said] = errors(results)
+    assert said.startswith("error: image ")
+    assert "--skip-bad-images" in said
+    results = torchrun(tmp_path, 2, *command, "--skip-bad-images")
+    assert results[0].code == 0, results[0].stderr
+    assert results[0].document["skipped"] == ["data/elk/1.png"]
+
+
+@pytest.mark.slow
+def test_processes_share_the_folds(flat, models, tmp_path):
+    more = ["--model", models["vit"], "--alpha", "auto", "--save-every", "100", "--json"]
+    alone = torchrun(tmp_path, 1, "adapt", flat, *more, "--output", "one")
+    shared = torchrun(tmp_path, 2, "adapt", flat, *more, "--output", "two")
+    assert shared[0].code == 0, shared[0].stderr
+    found, expected = shared[0].document, alone[0].document
+    for part in ("base", "new"):
+        assert found["forecast"][part]["zero_shot"] == pytest.approx(expected["forecast"][part]["zero_shot"], abs=1e-6)
+        assert found["forecast"][part]["accuracy"] == pytest.approx(expected["forecast"][part]["accuracy"], abs=0.2)
+    assert (tmp_path / "two" / "folds.json").exists()
+
+
+def test_processes_share_the_cells_of_a_plan(split, models, tmp_path):
+    """Each does some, and the first writes the tables when all are done."""
+    (tmp_path / "plan.toml").write_text(
+        f"""
+        protocol = "fsl"
+        model = "{models["vit"]}"
+        shots = [1]
+        seeds = [1, 2, 3]
+        [sets.animals]
+        data = "{split}"
+        [methods.zero-shot]
+        [methods.flyp]
+        method = "flyp"
+        """
+    )
+    results = torchrun(tmp_path, 2, "benchmark", "plan.toml", "--output", "out", "--json")
+    assert [result.code for result in results] == [0, 0], results[0].stderr
+    found = results[0].document
+    assert found["done"] == found["finished"] == found["cells"] == 4
+    assert (tmp_path / "out" / "table.md").exists()
+    assert results[1].stdout == results[1].stderr == ""

@@ -20,11 +20,11 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Compare methods over sets, shots and seeds, as a plan file says; goes on where it stopped."""
     config = BenchmarkConfig(**values)
 
-    from clipfit import benchmark
+    from clipfit import benchmark, ranks
     from clipfit.report.console import Console
 
     kept = f"finished cells are kept in {config.place}; the same command goes on from there"
-    with keeping(kept), Console() as console:
+    with keeping(kept), ranks.joined(), Console() as console:
         result = benchmark(config, console)
         console.benchmarked(result)
     if as_json:

@@ -32,10 +32,10 @@ def command(
         values = {**values, "alphas": (alpha,)}
     config = EvaluateConfig(**values)
 
-    from clipfit import evaluate
+    from clipfit import evaluate, ranks
     from clipfit.report.console import Console
 
-    with Console() as console:
+    with ranks.joined(), Console() as console:
         try:
             result = evaluate(config, console)
         except ClipfitError as error:

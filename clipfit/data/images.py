@@ -7,7 +7,7 @@ import functools
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.functional import pil_to_tensor
 
+from clipfit import ranks
 from clipfit.data.ahead import ahead, cores
 from clipfit.data.augment import Enough
 from clipfit.data.files import FORMATS, HEIF_ADVICE, heif_is_installed, require_regular
@@ -187,6 +188,19 @@ class Chosen:
         return self._images[self._chosen[index]]
 
 
+class Held(Chosen):
+    """Chosen images, each held from when it was asked for."""
+
+    def __init__(self, images: Images, chosen: Sequence[int]):
+        super().__init__(images, chosen)
+        self._held: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index not in self._held:
+            self._held[index] = super().__getitem__(index)
+        return self._held[index]
+
+
 def readable(
     samples: Sequence[Sample], read: Callable[[Sample], T], skip_bad: bool | None, skipped: list[str]
 ) -> Iterator[tuple[Sample, T]]:
@@ -198,14 +212,7 @@ def readable(
     Raises:
         DataError: one cannot be read, and is not to be left out.
     """
-
-    def attempt(sample: Sample) -> tuple[T] | DataError:
-        try:
-            return (read(sample),)
-        except DataError as error:
-            return error
-
-    with contextlib.closing(ahead(samples, attempt, 2 * cores())) as found:
+    with contextlib.closing(_attempts(samples, read)) as found:
         for sample, result in found:
             if isinstance(result, tuple):
                 yield sample, result[0]
@@ -214,6 +221,18 @@ def readable(
             else:
                 choice = "" if skip_bad is None else " or pass --skip-bad-images"
                 raise DataError(f"{str(result)[:-1]}: replace it{choice}.") from result
+
+
+def _attempts(
+    samples: Sequence[Sample], read: Callable[[Sample], T]
+) -> Generator[tuple[Sample, tuple[T] | DataError], None, None]:
+    def attempt(sample: Sample) -> tuple[T] | DataError:
+        try:
+            return (read(sample),)
+        except DataError as error:
+            return error
+
+    return ahead(samples, attempt, 2 * cores())
 
 
 class Memory:
@@ -233,7 +252,7 @@ class ImageStore:
     """Images of samples as uint8 tensors: decoded once, kept while `budget` bytes last, decoded again beyond it.
 
     With a `transform` (picture → uint8 tensor (3, H, W)) its result is what is kept; without one the whole image is,
-    or what is `enough` of it.
+    or what is `enough` of it. Where it is `shared` by several processes, each decodes and keeps its share.
     """
 
     def __init__(
@@ -244,6 +263,7 @@ class ImageStore:
         skip_bad: bool | None = False,
         grey_bits: int | None = None,
         enough: Enough | None = None,
+        shared: bool = False,
     ):
         """skip_bad: leave out what cannot be read; None: never, and the user has no such choice."""
         self._transform, self._grey_bits, self._enough = transform, grey_bits, enough
@@ -251,9 +271,30 @@ class ImageStore:
         self.samples: list[Sample] = []
         self.skipped: list[str] = []
         memory = Memory(budget)
+        if shared and ranks.here().count > 1:
+            self._share(samples, memory, skip_bad)
+            return
         for sample, image in readable(samples, self._read, skip_bad, self.skipped):
             if memory.takes(image):
                 self._kept[len(self.samples)] = image
+            self.samples.append(sample)
+
+    def _share(self, samples: Sequence[Sample], memory: Memory, skip_bad: bool | None) -> None:
+        """Read this process's share; what cannot be read is known to all, and said as one process says it."""
+        here = ranks.here()
+        own = here.share(len(samples))
+        unread, kept = torch.zeros(len(samples), dtype=torch.int32), {}
+        for index, (_, result) in zip(own, _attempts(samples[own.start : own.stop], self._read), strict=True):
+            if isinstance(result, DataError):
+                unread[index] = 1
+            elif memory.takes(result[0]):
+                kept[index] = result[0]
+        for index, (sample, bad) in enumerate(zip(samples, here.complete(unread).tolist(), strict=True)):
+            if bad:
+                list(readable([sample], self._read, skip_bad, self.skipped))  # once more, for what is wrong with it
+                continue
+            if index in kept:
+                self._kept[len(self.samples)] = kept[index]
             self.samples.append(sample)
 
     def _read(self, sample: Sample) -> torch.Tensor:

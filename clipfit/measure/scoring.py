@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from clipfit import ranks
 from clipfit.data.images import Images, ImageStore
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
@@ -26,14 +28,33 @@ def image_embeddings(
 ) -> torch.Tensor:
     """Embeddings of n chosen images, in the CLIP's geometry: (n, D), unit norm, on the CPU.
 
+    Several processes share the batches, and all have all embeddings.
+
     Args:
         class_tokens: of the texts they will be compared with (see `texts`), where the CLIP edits tokens.
     """
-    parts = []
-    for start in range(0, len(chosen), batch_size):
-        batch = torch.stack([images[i] for i in chosen[start : start + batch_size]])
-        parts.append(clip.encode_image(clip.normalize(batch), class_tokens).cpu())
-    return torch.cat(parts) if parts else torch.empty(0, clip.embed_dim)
+
+    def of(batch: Sequence[int]) -> torch.Tensor:
+        return _encoded(clip, images, batch, class_tokens)
+
+    return _by_batches(chosen, batch_size, clip.embed_dim, of)
+
+
+def _encoded(clip: Clip, images: Images, batch: Sequence[int], class_tokens: torch.Tensor | None) -> torch.Tensor:
+    views = torch.stack([images[i] for i in batch])
+    return clip.encode_image(clip.normalize(views), class_tokens).cpu()  # (B, D)
+
+
+def _by_batches(
+    chosen: Sequence[int], size: int, width: int, of: Callable[[Sequence[int]], torch.Tensor]
+) -> torch.Tensor:
+    """What becomes of chosen images, batch by batch: (n, width). A batch is the same in whichever process it is."""
+    here = ranks.here()
+    found = torch.zeros(len(chosen), width)
+    for number in here.share(math.ceil(len(chosen) / size)):
+        rows = slice(number * size, (number + 1) * size)
+        found[rows] = of(chosen[rows])
+    return here.complete(found)
 
 
 @torch.no_grad()
@@ -67,6 +88,7 @@ def best_names(images: torch.Tensor, texts: torch.Tensor, names: Sequence[str]) 
     return [names[i] for i in (images @ texts.T).argmax(1).tolist()]
 
 
+@torch.no_grad()
 def predict(
     clip: Clip,
     images: ImageStore,
@@ -81,11 +103,11 @@ def predict(
     Beside the images of one batch, memory holds the logits alone.
     """
     t, z = texts(clip, candidates, templates)  # (C, D)
-    logits = torch.empty(len(chosen), len(candidates))
-    for start in range(0, len(chosen), batch_size):
-        batch = chosen[start : start + batch_size]
-        u = image_embeddings(clip, images, batch, batch_size, z)  # (B, D)
-        logits[start : start + len(batch)] = clip.logits(u, t)
+
+    def of(batch: Sequence[int]) -> torch.Tensor:
+        return clip.logits(_encoded(clip, images, batch, z), t)  # (B, C)
+
+    logits = _by_batches(chosen, batch_size, len(candidates), of)
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),

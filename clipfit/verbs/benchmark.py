@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from clipfit import ranks
 from clipfit.config.plan import BenchmarkConfig, Plan, read_plan
 from clipfit.events import Progress, Silent
 from clipfit.model import devices, loading
@@ -15,6 +18,7 @@ from clipfit.plans.contenders import Contender
 from clipfit.plans.figures import Tables
 from clipfit.plans.running import Bench
 from clipfit.plans.sets import LabelledSet
+from clipfit.ranks import Ranks
 from clipfit.runs import files
 
 LINES, MARKDOWN, CSV = "results.jsonl", "table.md", "table.csv"
@@ -22,7 +26,8 @@ LINES, MARKDOWN, CSV = "results.jsonl", "table.md", "table.csv"
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """What `benchmark` found. cells: of the plan; finished: by this process and others; done: by this one."""
+    """What `benchmark` found. cells: of the plan; finished: by this process and others; done: by this one
+    and those that it was started with."""
 
     plan: Path
     output: Path
@@ -41,12 +46,13 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     """Carry out a plan. A cell that is finished is never done again; several processes may share the work.
 
     Each takes the next cell that none has finished or is at, until none is left, and writes the tables of what is
-    finished then.
+    finished then. Those that torchrun started (within `ranks.joined()`) wait for one another; the first writes tables.
 
     Raises:
         ClipfitError: see errors; cells that are finished are kept.
     """
-    progress = progress or Silent()
+    here = ranks.here()
+    progress = progress if progress and here.leads else Silent()
     plan = _plan(config)
     output = config.place
     contenders = {name: Contender.of(name, table) for name, table in plan.methods.items()}
@@ -62,7 +68,9 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     bench = Bench(plan, contenders, sets, targets, clip, config, progress)
     zero_shot = frozenset(name for name, found in contenders.items() if found.values is None)
     cells = {cell: cell.file(output, bench.identity(cell)) for cell in cells_of(plan, zero_shot)}
-    done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
+    with ranks.among(Ranks()):  # a cell is one process's
+        done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
+    done = int(here.complete(torch.tensor([done])))  # by now all have ended
     if config.dry_run:
         _try_all(bench, cells)
     return _told(config, plan, output, cells, done)
@@ -104,7 +112,7 @@ def _try_all(bench: Bench, cells: dict[Cell, Path]) -> None:
 def _told(config: BenchmarkConfig, plan: Plan, output: Path, cells: dict[Cell, Path], done: int) -> Benchmarked:
     results = {cell: Result.read(file) for cell, file in cells.items() if file.exists()}
     tables = Tables(plan, results)
-    if results and not config.dry_run:
+    if results and not config.dry_run and ranks.here().leads:
         with alone(output):
             files.write_lines(output / LINES, tables.lines())
             files.write_text(output / MARKDOWN, pages.markdown(tables, config.plan.stem, len(cells), len(results)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clipfit import engines
+from clipfit import engines, ranks
 from clipfit.config import EvaluateConfig, Recipe
 from clipfit.data.images import ImageStore, grey_bits
 from clipfit.data.layout import Sample
@@ -75,11 +75,13 @@ class Evaluation:
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> Evaluation:
     """Measure a run on held-out images, and keep the predictions in it.
 
+    Several processes (within `ranks.joined()`) share the images; the first of them writes and reports.
+
     Raises:
         GuardError, DataError: the guard asked for stopped it, or could not judge it; `found` is the Evaluation.
         ClipfitError: see errors; the pre-trained weights are always needed, for zero-shot stands beside everything.
     """
-    progress = progress or Silent()
+    progress = progress if progress and ranks.here().leads else Silent()
     engines.require_installed(config.runtime)
     measured = _of_run(config, progress) if config.model is None else _of_model(config, config.model, progress)
     if objection := guard.objection(measured.rows, measured.held_out, config):
@@ -121,7 +123,9 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
 
 def _decoded(samples: Sequence[Sample], run: Run, clip: Clip, config: EvaluateConfig, progress: Progress) -> ImageStore:
     progress.say(f"decoding {len(samples)} images")
-    images = ImageStore(samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits)
+    images = ImageStore(
+        samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits, shared=True
+    )
     if not len(images):
         raise DataError(f"no readable image is left of the {len(samples)} to evaluate on: replace broken images.")
     return images
@@ -151,7 +155,7 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     _choose_engine(clip, config, progress).attach(clip)
     progress.say(f"decoding {len(test.samples)} images")
     depth = grey_bits(test.samples)
-    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth)
+    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth, shared=True)
     if not len(images):
         raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
     of_model = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
@@ -242,6 +246,8 @@ def _kept(
     for entry in filter(None, [*document["retain"], document["drift"]]):
         here, entry["data"] = entry["data"], Path(entry["data"]).name
         document["notes"] = [note.replace(f"{here}: ", f"{entry['data']}: ") for note in document["notes"]]
+    if not ranks.here().leads:
+        return measured
     try:
         run.require_unchanged()
         evaluations.write(folder, document, tables, elsewhere.tables)
