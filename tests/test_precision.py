@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Cli, task_of
+from families import FAMILIES, make_family
 from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, load
+from clipfit.engines import TORCH, Engine
 from clipfit.methods import METHODS
 from clipfit.methods.batch import Batch
 from clipfit.model import devices, loading
+from clipfit.model.clip import FrozenImageTower
 from clipfit.streams import Rows
 from clipfit.training.step import accumulate, embedded
 
@@ -158,3 +161,33 @@ def test_a_run_in_bf16_has_float32_weights(split, models, tmp_path):
     config = AdaptConfig(split, model=models["vit"], precision="bf16", output=tmp_path / "run", recipe={"epochs": 1})
     state = load_file(adapt(config).run / "finetuned.safetensors")
     assert {t.dtype for t in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["vit", *FAMILIES])
+def test_rounded_weights_of_products_have_the_bits_of_autocast(models, tmp_path, name):
+    """Of a teacher, and of what evaluate and predict compute with."""
+    folder = models["vit"] if name == "vit" else make_family(name, tmp_path)
+    clip = loading.load(folder)
+    clip.precision = "bf16"
+    images = torch.randn(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = clip.encode_image(images)
+        before = sum(p.element_size() * p.numel() for p in clip.model.visual.parameters())
+        assert torch.equal(FrozenImageTower(clip)(images), expected)
+        Engine(TORCH, "bf16").attach(clip)
+        assert torch.equal(clip.encode_image(images), expected)
+        after = sum(p.element_size() * p.numel() for p in clip.model.visual.parameters())
+    assert after < 0.8 * before
+
+
+def test_evaluate_in_bf16_rounds_no_weights_before_it_averages_them(split, models, tmp_path):
+    """Rounded ones are those at each ratio: the figures are those of a fresh process at that ratio."""
+    run = adapt(AdaptConfig(split, model=models["vit"], output=tmp_path / "run", recipe={"epochs": 1})).run
+    together = evaluate(EvaluateConfig(run, alphas=(0.0, 0.5, 1.0), precision="bf16"))
+    assert together.kept is not None
+    several = {path.name: load_file(path)["logits"] for path in together.kept.glob("*.safetensors")}
+    for alpha in (0.5, 1.0):
+        alone = evaluate(EvaluateConfig(run, alphas=(alpha,), precision="bf16"))
+        assert alone.kept is not None
+        for path in alone.kept.glob("*.safetensors"):
+            assert torch.equal(load_file(path)["logits"], several[path.name])

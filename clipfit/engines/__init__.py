@@ -33,8 +33,10 @@ class Engine:
         return self.precision if self.runtime == TORCH else f"{self.precision} by {self.runtime}"
 
     def attach(self, clip: Clip) -> None:
-        """Have it compute the image embeddings of a CLIP, by the weights that it has now."""
+        """Have it compute the image embeddings of a CLIP, by the weights that it has now; these are for that alone."""
         clip.precision = self.precision
+        if self.precision == "bf16" and self.runtime == TORCH and not clip.edits:  # edits invert the head as it is
+            devices.round_products(clip.model.visual)
         clip.tower = None if self.runtime == TORCH else Tower(clip, self.runtime)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clipfit.model import compat, preprocess, text_tower
+from clipfit.model import compat, devices, preprocess, text_tower
 from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.image_tower import PatchTower, patch_tower
@@ -192,6 +192,8 @@ class FrozenImageTower:
             for name, p in clip.model.visual.named_parameters()
         }
         self.visual = copy.deepcopy(clip.model.visual, shared)
+        if self._precision == "bf16":
+            devices.round_products(self.visual)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
