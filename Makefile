@@ -4,7 +4,7 @@ PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python)
 A_FEW ?= every_rename
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format types test test-few test-all coverage lowest help-docs trace
+.PHONY: help setup lint format types test test-few test-all coverage lowest help-docs bench trace
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,14 @@ help-docs: ## docs/options.md, docs/help.md and docs/models.md, from what is dec
 
 lowest: ## the fast tests under the lowest versions that pyproject.toml promises; writes docs/lowest.md
 	nice benchmarks/lowest.sh
+
+bench: ## the short benchmarks, each a table of ratios of one run (under 20 minutes on two cores)
+	$(PYTHON) benchmarks/startup.py --turns 3
+	$(PYTHON) benchmarks/scan.py --files 10000 100000
+	$(PYTHON) benchmarks/step.py --classes 10 --batch 16 --turns 2
+	$(PYTHON) benchmarks/memory.py --whole --batch 16
+	$(PYTHON) benchmarks/predict.py --images 64 --repeat 2
+	$(PYTHON) benchmarks/evaluate.py
 
 trace: ## hashes of what training writes: the same before and after a refactor
 	$(PYTHON) benchmarks/trace.py

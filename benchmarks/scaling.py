@@ -1,11 +1,13 @@
 """A cost model of adapt, evaluate and predict: its terms measured one by one, then checked against whole commands.
 
     python benchmarks/scaling.py [--model ViT-B-32]
+    python benchmarks/scaling.py --read-off [--rate 4e14] [--cores 16] [--view 4.3] [--crop 2.2]
 
 Terms are products of counts (images, classes, epochs) with what one of them costs: forward and backward passes by
 their FLOPs at the rates of the bare towers, decoding and cutting by the image, and a start, which is the command at its
 least. Everything is the processor's count of seconds, one thread. The commands that are checked are larger than any
-that was measured for the model.
+that was measured for the model. --read-off measures nothing: it is the model's arithmetic for large work on GPUs that
+sustain so many FLOPs a second, with so many cores each, for which decoding takes so many milliseconds an image.
 """
 
 from __future__ import annotations
@@ -175,7 +177,15 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--read-off", action="store_true")
+    parser.add_argument("--rate", type=float, default=4e14)
+    parser.add_argument("--cores", type=int, default=16)
+    parser.add_argument("--view", type=float, default=4.3)
+    parser.add_argument("--crop", type=float, default=2.2)
     args = parser.parse_args()
+    if args.read_off:
+        read_off(args)
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
@@ -207,6 +217,28 @@ def main() -> None:
         for images in (64, 96):
             told = starts["evaluate"] + costs.evaluate(images, 2)
             _line(f"evaluate, {images} images, {RATIOS} ratios", told, bench.evaluate(run, images, 2))
+
+
+LARGE = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+
+
+def read_off(args: argparse.Namespace) -> None:
+    """What the terms come to where there is more of everything."""
+    classes, shots, epochs = 1000, 16, 20
+    views = classes * shots * epochs
+    decoding = views * (args.view + args.crop) / 1000 / args.cores
+    print(f"A GPU that sustains {args.rate / 1e12:.0f} TFLOP a second, {args.cores} cores beside it. adapt, cite: "
+          f"{classes:,} classes × {shots} shots × {epochs} epochs, which the cores would decode and cut in "
+          f"{decoding:.0f} s if nothing were kept. predict: 10⁹ images, {1e6 * args.view / 3600:.0f} core hours of "
+          f"decoding, {1000 * args.cores / args.view:.0f} images a second by its cores.\n")  # fmt: skip
+    print("| model | GFLOP an image | adapt, PFLOP | adapt, s | predict, GPU hours | images a second by the GPU |")
+    print("|---|---|---|---|---|---|")
+    for name in LARGE:
+        config = open_clip.get_model_config(name)
+        image, text = image_flops(config), text_flops(config)
+        work = views * (4 * image + 3 * text)  # twice forward and once backward; at most a text for every image
+        print(f"| {name} | {image / 1e9:.1f} | {work / 1e15:.0f} | {work / args.rate:.0f} | "
+              f"{1e9 * image / args.rate / 3600:.0f} | {args.rate / image:.0f} |")  # fmt: skip
 
 
 def _line(name: str, told: float, found: float) -> None:

@@ -67,6 +67,7 @@ def test_the_run_is_the_plain_one_but_for_the_ratio(run, shots, models, tmp_path
         assert (run / name).read_bytes() == (plain / name).read_bytes()
     mine, theirs = open_run(run), open_run(plain)
     assert mine.alpha == document(run)["alpha"] == theirs.alpha
+    assert document(run)["features"] == mine.record.precision == "fp32"
     for name, tensor in interpolate(mine.pretrained().state(), mine.finetuned(), mine.alpha).items():
         assert torch.equal(tensor, mine.state(mine.alpha)[name])
     assert (mine.record.goal, mine.record.forecast) == ("both", True)

@@ -301,7 +301,7 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
         with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
             write_run(folder, facts, finetuned, ensemble)
             if found:
-                files.write_json(folder / FOLDS, found.as_json())
+                files.write_json(folder / FOLDS, {**found.as_json(), "features": clip.features})
             _prove(folder / MODEL, clip)
             _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
 
