@@ -95,7 +95,7 @@ class RunRecord:
         document = dict(msgspec.to_builtins(self))
         recipe = document["recipe"]
         if self.processes == 1:
-            del document["processes"]
+            document.pop("processes", None)  # read from a document without it, it is not there either
         return {**document, "recipe": {key: recipe[key] for key in recipe if key not in ASKED or recipe[key]}}
 
     @classmethod
