@@ -1,14 +1,15 @@
-"""What `predict` leaves of what the cores can give: ViT-B-32 with random weights, JPEGs of 500 x 375.
+"""`predict` by every runtime over a bare loop of decoding and eager fp32: ViT-B-32, random weights, 500 x 375 JPEGs.
 
-    python benchmarks/predict.py [--images 256] [--repeat 5] [--transformers FOLDER] [--onnxruntime]
+    python benchmarks/predict.py [--images 64] [--batch 32] [--repeat 3] [--runtimes "torch auto" …]
+                                 [--transformers FOLDER]
     python benchmarks/predict.py --decoders
 
-Each turn times, in one process and one after another: decoding alone (all cores), the forward pass alone (all cores),
-and `predict` from files to a file. Bare is what both take when neither waits for anything, images / (decode +
-forward); ratios are medians over turns. Both are given by the clock and by the processor's own count: where other work
-shares the machine only the latter means anything, with OMP_NUM_THREADS=1, for threads that wait for others spin.
---transformers is an export of that format, run by its zero-shot pipeline; --onnxruntime the bare image tower there,
-with the same decoding.
+Each turn takes, in one process and one after another: decoding alone, the forward pass alone (by torch, eager, in
+fp32), and the verb from files to a file by each runtime. Bare is what the first two take when neither waits for
+anything, images / (decode + forward); ratios are medians over turns. Both are given by the clock and by the processor's
+own count: where other work shares the machine only the latter means anything, with OMP_NUM_THREADS=1, for threads that
+wait for others spin. Loading, and writing the tower as a graph, are not timed: no image changes them. --transformers is
+an export of that format, run by its zero-shot pipeline.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import open_clip
@@ -31,10 +35,12 @@ from clipfit import PredictConfig, predict
 from clipfit.data.ahead import ahead
 from clipfit.data.images import decode
 from clipfit.data.stream import Input
+from clipfit.model import devices
 from clipfit.predictor import Predictor
 
 SHOTS = Path(__file__).parent.parent / "examples" / "shots"
-BATCH = 64
+RUNTIMES = ("torch auto", "torch fp32", "onnxruntime fp32", "openvino auto")
+CLASSES = 100
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
@@ -67,72 +73,90 @@ def seconds(work: Callable[[], object]) -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()]) - started
 
 
-def throughput(args: argparse.Namespace, work: Path) -> None:
-    files = photographs(work / "images", args.images)
-    (work / "names.txt").write_text("\n".join(f"thing {k}" for k in range(100)), "utf-8")
-    folder = random_model(work / "model")
-    model = clipfit.load(folder, classes=[f"thing {k}" for k in range(100)])
-    views = torch.stack([model.view(file) for file in files])
-    rows: dict[str, Callable[[], object]] = {
-        "decode": lambda: list(ahead([Input(str(f), f) for f in files], lambda i: model.view(i.path), 2 * BATCH)),
-        "forward": lambda: [model.judged(part, model.candidates()) for part in views.split(BATCH)],
-        "clipfit predict": lambda: predicted(model, folder, work),
+def models(folder: Path, classes: int, runtimes: Sequence[str]) -> dict[str, Predictor]:
+    """The model by "RUNTIME PRECISION", its graph written and its texts read."""
+    found = {}
+    for name in runtimes:
+        runtime, precision = name.split()
+        names = [f"thing {k}" for k in range(classes)]
+        model = clipfit.load(folder, classes=names, runtime=runtime, precision=precision, device="cpu")
+        model.predict(np.zeros((224, 224, 3), np.uint8))
+        found[f"{name} ({model.clip.features})"] = model
+    return found
+
+
+def bare(folder: Path, classes: int, files: list[Path], batch: int) -> dict[str, Callable[[], object]]:
+    """Decoding alone and the forward pass alone."""
+    [model] = models(folder, classes, ["torch fp32"]).values()
+    views, candidates = torch.stack([model.view(file) for file in files]), model.candidates()
+    return {
+        "decode": lambda: list(ahead([Input(str(f), f) for f in files], lambda i: model.view(i.path), 2 * batch)),
+        "forward": lambda: [model.judged(part, candidates) for part in views.split(batch)],
     }
-    if args.onnxruntime:
-        rows["bare onnxruntime"] = onnxruntime_row(model, files, work)
-    if args.transformers:
-        rows["transformers pipeline"] = transformers_row(args.transformers, files)
+
+
+def predicted(model: Predictor, folder: Path, work: Path, batch: int) -> Callable[[], object]:
+    """The verb as the command line calls it, but for loading the model and reading the texts: once, however many."""
+    names = PredictConfig((work / "images",), model=str(folder), classes=work / "names.txt", batch_size=batch,
+                          output=work / "rows.jsonl", overwrite=True)  # fmt: skip
+
+    def run() -> object:
+        with mock.patch.object(clipfit.predictor, "load", return_value=model):
+            return predict(names)
+
+    return run
+
+
+def receipt(args: argparse.Namespace) -> str:
+    """What the table is of."""
+    fast = "fast" if devices.resolve_precision("auto", torch.device("cpu")) == "bf16" else "none"
+    versions = [f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino") if find_spec(name)]
+    return (
+        f"ViT-B-32, {args.images} images, batch {args.batch}, {', '.join(versions)}, {torch.get_num_threads()} "
+        f"threads, bf16 products: {fast}, medians of {args.repeat} turns\n"
+    )
+
+
+def table(rows: dict[str, Callable[[], object]], args: argparse.Namespace) -> None:
+    """All rows in turn, and each beside decoding and the forward pass together."""
     times: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     for turn in range(args.repeat + 1):
         for name, row in rows.items():
             took = seconds(row)
             if turn:  # the first one warms up
                 times[name].append(took)
-    bare = [d + f for d, f in zip(times["decode"], times["forward"], strict=True)]
-    print(f"{args.images} images, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeat} turns\n")
+    both = [d + f for d, f in zip(times["decode"], times["forward"], strict=True)]
+    shown = {
+        "decode": times.pop("decode"),
+        "forward": times.pop("forward"),
+        "bare: decode, then forward": both,
+        **times,
+    }
     print("| | images/s | of bare | images/s of processor time | of bare |\n|---|---|---|---|---|")
-    for name, took in {**times, "bare: decode, then forward": bare}.items():
-        rates, shares = args.images / np.median(took, axis=0), np.median(np.divide(bare, took), axis=0)
+    for name, took in shown.items():
+        rates, shares = args.images / np.median(took, axis=0), np.median(np.divide(both, took), axis=0)
         print(f"| {name} | {rates[0]:.1f} | {shares[0]:.2f} | {rates[1]:.1f} | {shares[1]:.2f} |")
 
 
-def predicted(model: Predictor, folder: Path, work: Path) -> object:
-    """The verb as the command line calls it, but for loading the model and reading the texts: once, however many."""
-    names = PredictConfig((work / "images",), model=str(folder), classes=work / "names.txt", batch_size=BATCH,
-                          output=work / "rows.jsonl", overwrite=True)  # fmt: skip
-    load = clipfit.predictor.load
-    clipfit.predictor.load = lambda *args, **kwargs: model
-    try:
-        return predict(names)
-    finally:
-        clipfit.predictor.load = load
+def throughput(args: argparse.Namespace, work: Path) -> None:
+    files = photographs(work / "images", args.images)
+    (work / "names.txt").write_text("\n".join(f"thing {k}" for k in range(CLASSES)), "utf-8")
+    folder = random_model(work / "model")
+    rows = bare(folder, CLASSES, files, args.batch)
+    for name, model in models(folder, CLASSES, args.runtimes).items():
+        rows[f"predict, {name}"] = predicted(model, folder, work, args.batch)
+    if args.transformers:
+        rows["transformers pipeline"] = transformers_row(args.transformers, files, args.batch)
+    print(receipt(args))
+    table(rows, args)
 
 
-def onnxruntime_row(model: Predictor, files: list[Path], work: Path) -> Callable[[], object]:
-    import onnxruntime
-
-    tower, place = model.clip.model.visual, work / "image.onnx"
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.onnx.export(tower, (torch.zeros(2, 3, 224, 224),), place, input_names=["pixels"], dynamo=True,
-                      dynamic_shapes=({0: batch},), verbose=False)  # fmt: skip
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
-
-    def run() -> None:
-        for start in range(0, len(files), BATCH):
-            part = torch.stack([model.view(file) for file in files[start : start + BATCH]])
-            session.run(None, {"pixels": model.clip.normalize(part).numpy()})
-
-    return run
-
-
-def transformers_row(folder: Path, files: list[Path]) -> Callable[[], object]:
+def transformers_row(folder: Path, files: list[Path], batch: int) -> Callable[[], object]:
     from transformers import pipeline
 
     pipe = pipeline("zero-shot-image-classification", model=str(folder))
-    labels = [f"thing {k}" for k in range(100)]
-    return lambda: pipe([str(file) for file in files], candidate_labels=labels, batch_size=BATCH)
+    labels = [f"thing {k}" for k in range(CLASSES)]
+    return lambda: pipe([str(file) for file in files], candidate_labels=labels, batch_size=batch)
 
 
 def decoders(args: argparse.Namespace, work: Path) -> None:
@@ -156,14 +180,21 @@ def decoders(args: argparse.Namespace, work: Path) -> None:
         print(f"| {name} | {len(files) / took:.0f} | {sum(a > 0 for a in apart)} of {len(files)} | {max(apart)} |")
 
 
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The options of the tables."""
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--images", type=int, default=64)
+    found.add_argument("--batch", type=int, default=32)
+    found.add_argument("--repeat", type=int, default=3)
+    found.add_argument("--runtimes", nargs="+", default=RUNTIMES)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--transformers", type=Path)
-    parser.add_argument("--onnxruntime", action="store_true")
-    parser.add_argument("--decoders", action="store_true")
-    args = parser.parse_args()
+    given = parser(__doc__)
+    given.add_argument("--transformers", type=Path)
+    given.add_argument("--decoders", action="store_true")
+    args = given.parse_args()
     with tempfile.TemporaryDirectory() as work:
         (decoders if args.decoders else throughput)(args, Path(work))
 
