@@ -154,7 +154,7 @@ class Ranks:
     def _sum_together(self, gradients: Sequence[Tensor]) -> None:
         import torch
 
-        if len(gradients) == 1:
+        if len(gradients) == 1 and gradients[0].is_contiguous():
             self._summed(gradients[0])
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])

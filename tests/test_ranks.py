@@ -21,11 +21,12 @@ from test_step import LABELS, Hungry, a_batch, gradient_of, in_double, plainly
 
 from clipfit import AdaptConfig, adapt, ranks
 from clipfit.errors import ClipfitError, DataError, UsageError
-from clipfit.methods import METHODS
+from clipfit.methods import METHODS, Group
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.ranks import Ranks
 from clipfit.streams import Rows
+from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
 from clipfit.training.step import TEXTS, Fitting, accumulate
 
@@ -152,6 +153,10 @@ def test_gradients_of_any_size_and_type_are_summed(monkeypatch):
 
     def work() -> Found:
         rank = ranks.here().rank
+        lying = torch.nn.Parameter(torch.zeros(9, 8).T)  # which NCCL would not take
+        lying.grad = torch.arange(72.0).view(9, 8).T
+        ranks.here().sum_gradients([lying])
+        assert torch.equal(lying.grad, 2 * torch.arange(72.0).view(9, 8).T)
         shapes = [(3,), (60,), (2, 4), (15,), (70,), (), (30,), (1,)]
         parameters = [torch.nn.Parameter(torch.zeros(s, dtype=torch.float64 if len(s) == 2 else None)) for s in shapes]
         for k, parameter in enumerate(parameters[:-1]):
@@ -284,7 +289,33 @@ def test_another_number_of_processes_does_not_go_on_from_a_state(flat, models, t
     assert "config.processes was 2 and is 3" in errors(results)[0]
 
 
-def test_weights_that_differ_are_noticed(vit):
+def test_processes_that_come_to_different_weights_write_no_run(flat, models, tmp_path, monkeypatch):
+    usual = Trained.step
+
+    def astray(self: Trained, annealed: float) -> None:
+        usual(self, annealed)
+        with torch.no_grad():
+            next(iter(self.parameters.values())).add_(1e-3 * ranks.here().rank)
+
+    monkeypatch.setattr(Trained, "step", astray)
+    results = torchrun(tmp_path, 2, "adapt", flat, "--model", models["vit"], "--output", "run")
+    assert results[0].code == ClipfitError.exit_code
+    assert len(errors(results)) == 1
+    assert "the 2 processes came to different weights" in errors(results)[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_alone_keeps_a_state(tmp_path):
+    def work() -> Found:
+        saving = Saving(tmp_path / str(ranks.here().rank), 1, {})
+        saving.save(Trained([Group({"a": torch.nn.Parameter(torch.zeros(2))})], 1.0), [])
+        assert saving.path.exists() == ranks.here().leads
+        return {}
+
+    together(2, work)
+
+
+def test_weights_that_differ_are_noticed():
     def work() -> Found:
         parameters = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.zeros(2))]
         ranks.here().require_same(parameters)
