@@ -132,6 +132,20 @@ class Ranks:
         found: T = json.loads(bytes(letters.tolist()))
         return found
 
+    def all_told(self, own: str) -> list[str]:
+        """What each process has to say, by its number; all are told all of it."""
+        if self.count == 1:
+            return [own]
+        import torch
+
+        letters = torch.frombuffer(bytearray(own.encode() or b" "), dtype=torch.uint8)
+        lengths = self.gather(torch.tensor([len(letters)]), self.count).tolist()
+        every = torch.zeros(sum(lengths), dtype=torch.uint8)
+        first = sum(lengths[: self.rank])
+        every[first : first + len(letters)] = letters
+        self._summed(every)
+        return [bytes(part.tolist()).decode() for part in every.split(lengths)]
+
     def require_same(self, parameters: Sequence[Tensor]) -> None:
         """Raises ClipfitError where they are not the same in all processes: told by the sum of each."""
         if self.count == 1:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from clipfit.methods import METHODS, Group
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.ranks import Ranks
+from clipfit.rows.spool import Spool
 from clipfit.streams import Rows
 from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
@@ -427,3 +429,60 @@ def test_processes_share_the_cells_of_a_plan(split, models, tmp_path):
     assert found["done"] == found["finished"] == found["cells"] == 4
     assert (tmp_path / "out" / "table.md").exists()
     assert results[1].stdout == results[1].stderr == ""
+
+
+# ---- predicting
+
+
+def test_processes_name_images_as_one_does_to_the_byte(split_run, split, tmp_path):
+    """Whoever judges a batch; what cannot be read is a row of its own, and the last round is no whole one."""
+    data = shutil.copytree(split / "test", tmp_path / "data")
+    (data / "elk" / "1.png").write_bytes(b"no image")
+    count = sum(path.is_file() for path in data.rglob("*"))
+    command = ["predict", split_run, "data", "--batch-size", "2", "--json"]
+    for processes in (1, 2, 3):
+        names = f"{processes}.jsonl", f"{processes}.npy", f"{processes}.html"
+        results = torchrun(
+            tmp_path, processes, *command, "--output", names[0], "--embeddings", names[1], "--html", names[2]
+        )
+        assert [result.code for result in results] == [0] * processes, results[0].stderr
+        assert all(result.stdout == result.stderr == "" for result in results[1:])
+        assert (results[0].document["rows"], results[0].document["errors"]) == (count, 1)
+        for name, first in zip(names, ("1.jsonl", "1.npy", "1.html"), strict=True):
+            assert (tmp_path / name).read_bytes() == (tmp_path / first).read_bytes()
+    assert count % 4
+
+
+def test_several_processes_go_on_with_rows(split_run, split, tmp_path):
+    command = ["predict", split_run, split / "test", "--batch-size", "2", "--output", "rows.jsonl"]
+    [result] = torchrun(tmp_path, 1, *command)
+    assert result.code == 0, result.stderr
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").unlink()
+
+    def stopped(self, lines, vectors):
+        append(self, lines, vectors)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    append, Spool.append = Spool.append, stopped
+    try:
+        results = torchrun(tmp_path, 2, *command)
+    finally:
+        Spool.append = append
+    assert results[0].code == -signal.SIGKILL
+    assert (tmp_path / ".rows.jsonl.resume").is_dir()
+    results = torchrun(tmp_path, 2, *command, "--resume")
+    assert results[0].code == 0, results[0].stderr
+    assert "going on after 2 rows" in results[0].stderr
+    assert (tmp_path / "rows.jsonl").read_bytes() == rows
+    results = torchrun(tmp_path, 2, *command, "--resume")
+    assert "finished already" in results[0].stderr
+    assert [result.code for result in results] == [0, 0]
+
+
+def test_what_processes_do_not_share_is_said_once(split_run, split, tmp_path):
+    with tarfile.open(tmp_path / "some.tar", "w") as archive:
+        archive.add(split / "test", "test")
+    [said] = errors(torchrun(tmp_path, 2, "predict", split_run, "some.tar"))
+    assert "some.tar/test" in said
+    assert "unpack it" in said

@@ -22,7 +22,7 @@ COMMANDS = {
     "benchmark": benchmark,
     "models": models,
 }
-TOGETHER = {"adapt", "evaluate", "benchmark"}  # whose work several processes share
+TOGETHER = {"adapt", "evaluate", "predict", "benchmark"}  # whose work several processes share
 EXIT_CODES = (
     "Exit codes: 0 done · 1 a fault of ours · 2 wrong usage · 3 the data · 4 the model or its weights · "
     "5 the guard stopped it · 6 numbers not finite · 7 output could not be written · 129 hung up · "

@@ -26,12 +26,12 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     if config.output is None and sys.stdout is None:
         raise OutputError("standard output is closed, but rows go to it: leave it open, or give --output.")
 
-    from clipfit import predict
+    from clipfit import predict, ranks
     from clipfit.report.console import Console
     from clipfit.report.html import Thumbnails
 
     kept = f"the rows so far are kept beside {config.output}; the same command with --resume goes on"
-    with keeping(kept if config.output else "the rows so far are on stdout"), Console() as console:
+    with keeping(kept if config.output else "the rows so far are on stdout"), ranks.joined(), Console() as console:
         result = predict(config, sys.stdout, console, Thumbnails() if config.html else None)
         console.predicted(result)
     if as_json:

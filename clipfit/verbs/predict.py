@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import torch
 
-from clipfit import predictor
+from clipfit import predictor, ranks
 from clipfit.config.predict import PredictConfig
 from clipfit.data import lists
 from clipfit.data.ahead import ahead
@@ -30,7 +30,7 @@ from clipfit.runs import files, place
 from clipfit.runs.run import newest
 from clipfit.text import valid
 from clipfit.training.saving import require_same
-from clipfit.verbs import predict_ray
+from clipfit.verbs import predict_ranks, predict_ray
 
 Row = dict[str, Any]
 Judged = tuple[list[Row], "np.ndarray[Any, Any] | None"]  # and, where they are wanted, embeddings (rows, D)
@@ -95,16 +95,34 @@ def predict(
 ) -> PredictResult:
     """Name every image that is given.
 
+    Several processes (within `ranks.joined()`) share the batches; the first of them goes through the inputs and writes.
+
     Args:
         out: where rows go without `config.output`. gallery: what makes the page of `config.html`.
 
     Raises:
         ClipfitError: see errors; never for what is wrong with an image, which its row says.
     """
-    progress = progress or Silent()
     if config.engine == "ray":
         predict_ray.require_ray()
+        if ranks.here().count > 1:
+            raise UsageError("--engine ray shares the images out by itself: leave torchrun out, or --engine.")
     model, places = _split(config)
+    if not ranks.here().leads:
+        loaded = _loaded(config, model, Silent())
+        predict_ranks.follow(Job(config, loaded, loaded.candidates(), Inputs(()), None))
+        return PredictResult(None, str(model), Counts())
+    return _predicted(config, model, places, out, progress or Silent(), gallery)
+
+
+def _predicted(
+    config: PredictConfig,
+    model: str | Path,
+    places: tuple[Path, ...],
+    out: TextIO | None,
+    progress: Counter,
+    gallery: Gallery | None,
+) -> PredictResult:
     inputs = Inputs(places, config.column, config.image_root)
     inputs.require_lists()
     _require_writable(config, model, places)
@@ -113,6 +131,7 @@ def predict(
         if config.resume and config.output and config.output.exists() and not _spool_of(config.output).has_rows:
             progress.say(f"{config.output} is finished already: nothing is left to do")
             _spool_of(config.output).remove()
+            predict_ranks.end()
             return PredictResult(config.output, str(model), Counts(rows=None))
         loaded = _loaded(config, model, progress)
         job = Job(config, loaded, loaded.candidates(), inputs, gallery)
@@ -185,6 +204,9 @@ def _batches(job: Job, images: Iterator[Input]) -> Iterator[Judged]:
     """Rows and embeddings; a batch is cut by the images' numbers alone."""
     if job.config.engine == "ray":
         yield from predict_ray.batches(job, images)
+        return
+    if ranks.here().count > 1:
+        yield from predict_ranks.batches(job, images)
         return
     size = job.config.batch_size
     with contextlib.closing(ahead(images, job.view, BATCHES_AHEAD * size)) as viewed:
