@@ -6,11 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_classes, picture
 from PIL import Image
+from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, adapt
 from clipfit.errors import DataError
+from clipfit.runs.run import open_run
 
 QUICK = {"epochs": 1, "batch_size": 8}
 
@@ -68,3 +71,22 @@ def test_one_depth_of_greys_is_found_on_the_shots_and_recorded(models, tmp_path)
     picture(3).save(plain / "hand/3.jpg")
     run = adapt(AdaptConfig(plain, "finetune", models["vit"], output=tmp_path / "other", recipe=QUICK)).run
     assert json.loads((run / "config.json").read_text())["grey_bits"] is None
+
+
+@pytest.mark.parametrize("method", ["cite", "cite+atha"])
+def test_a_run_holds_the_fine_tuned_weights_and_their_average(split, models, tmp_path, method):
+    """Of three files that could be one another: the fine-tuned weights are the same whatever α, the average is not."""
+    runs = {
+        alpha: open_run(adapt(AdaptConfig(split, method, models["vit"], alpha=alpha, output=tmp_path / f"{alpha}")).run)
+        for alpha in (0.25, 1.0)
+    }
+    finetuned, whole = runs[0.25].finetuned(), runs[1.0].finetuned()
+    assert finetuned.keys() == whole.keys()
+    assert all(torch.equal(finetuned[name], whole[name]) for name in finetuned)
+    pretrained = runs[0.25].pretrained().state()
+    moved = [name for name in finetuned if not torch.equal(finetuned[name], pretrained[name])]
+    assert len(moved) > len(finetuned) / 2
+    state = load_file(runs[0.25].path / "model.safetensors")
+    for name in finetuned:
+        expected = 0.75 * pretrained[name].double() + 0.25 * finetuned[name].double()
+        torch.testing.assert_close(state[name].double(), expected, rtol=1e-6, atol=1e-7)

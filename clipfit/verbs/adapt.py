@@ -295,17 +295,18 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     steps = [asdict(report) for report in reports]
     facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
     ensemble = interpolate(pretrained, finetuned, record.alpha)
-    clip.load_state(ensemble)
 
     def write() -> None:
         with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
             write_run(folder, facts, finetuned, ensemble)
             if found:
                 files.write_json(folder / FOLDS, {**found.as_json(), "features": clip.features})
+            clip.load_state(ensemble)  # not before: on the CPU `finetuned` is what the model holds
             _prove(folder / MODEL, clip)
             _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
 
     ranks.here().told(write)
+    clip.load_state(ensemble)  # in the processes that do not write, too
     return Done(reports, record.alpha, found.forecast if found else None)
 
 
