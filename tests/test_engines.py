@@ -171,6 +171,7 @@ def test_evaluate_keeps_the_same_tables_and_says_by_what(runtime, run_of, reques
     assert not torch.allclose(tables[runtime][0.0, "union"].logits, tables[runtime][0.5, "union"].logits, atol=1e-3)
 
 
+@pytest.mark.slow
 @others
 def test_evaluate_measures_a_pre_trained_model(runtime, split, models):
     config = EvaluateConfig(model=models["vit"], data=split / "test", runtime=runtime)
