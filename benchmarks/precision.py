@@ -1,7 +1,7 @@
 """Whether α curves in bf16 are those in fp32: three methods, four tasks, three seeds.
 
-    python benchmarks/precision.py run fp32 [bf16]   cells of benchmarks/precision.toml, in benchmarks/results/precision
-    python benchmarks/precision.py report            the table of docs/precision.md, from what was run
+    python benchmarks/precision.py run fp32 | bf16   cells of benchmarks/precision.toml, in benchmarks/results/precision
+    python benchmarks/precision.py report            the table of docs/memory.md, from what was run
 
 A processor without instructions for bf16 emulates its products, tens to hundreds of times slower than in fp32. There,
 `run bf16` makes of each product one of fp32 of the same bf16 numbers, rounded to bf16 when it is done: what processors
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from clipfit import BenchmarkConfig, benchmark
-from clipfit.config.plan import Plan
+from clipfit.measure.metrics import harmonic_mean
 from clipfit.model.devices import multiplies_bf16
 from clipfit.plans.figures import Tables
 
@@ -73,15 +73,17 @@ class Shown:
         pass
 
 
-def curves(tables: Tables, plan: Plan, task: str, method: str) -> list[list[float]]:
+def curves(tables: Tables, task: str, method: str) -> list[list[float]]:
     """HM in percent: seed → ratio."""
-    cells = {cell.seed: result for cell, result in tables.results.items() if (cell.set, cell.method) == (task, method)}
-    found = []
-    for seed in plan.seeds:
-        result = cells[seed]
-        both = [(result.accuracy(a, "base"), result.accuracy(a, "new")) for a in plan.alphas]
-        found.append([100 * 2 * b * n / (b + n) if b + n else 0.0 for b, n in both])
-    return found
+    lines = [line for line in tables.lines() if (line["set"], line["method"]) == (task, method)]
+    return [
+        [
+            100 * harmonic_mean(line["base"]["accuracy"], line["new"]["accuracy"])
+            for line in sorted(lines, key=lambda line: float(line["alpha"]))
+            if line["seed"] == seed
+        ]
+        for seed in tables.plan.seeds
+    ]
 
 
 def report() -> None:
@@ -98,7 +100,7 @@ def report() -> None:
     types, seeds = [], []
     for task in plan.sets:
         for method in plan.methods:
-            one, other = (curves(both[precision], plan, task, method) for precision in ("fp32", "bf16"))
+            one, other = (curves(both[precision], task, method) for precision in ("fp32", "bf16"))
             between_types = [abs(a - b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True)]
             pairs = [(one[i], one[j]) for i in range(len(one)) for j in range(i)]
             between_seeds = [abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True)]
@@ -115,13 +117,13 @@ def _shown(differences: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("run", "report"))
-    parser.add_argument("precision", nargs="*", choices=("fp32", "bf16"))
+    parser.add_argument("precision", nargs="?", choices=("fp32", "bf16"), default="fp32")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for precision in args.precision:
-        run(precision)
     if args.command == "report":
         report()
+    else:
+        run(args.precision)
 
 
 if __name__ == "__main__":
