@@ -15,8 +15,8 @@ from clipfit.data.augment import Enough
 from clipfit.data.images import Images
 from clipfit.errors import DataError, UsageError
 from clipfit.events import StepReport
-from clipfit.methods import Group, Method, ShotCounts, Task
-from clipfit.model import checkpointing, lora, templates
+from clipfit.methods import Group, Method, Objective, ShotCounts, Task
+from clipfit.model import checkpointing, lora, sharding, templates
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
 from clipfit.prompts import Templates, prompts
@@ -121,7 +121,10 @@ class Adaptation:
         task = Task(clip, tokens, self.tuning, self.shots_per_class, pretrained)
         objective = self.method.build(task, self.options)
         context = [] if clip.context is None else [Group({"clipfit.context": clip.context}, 2e-3, 5e-4, momentum=0.9)]
-        with self._adapters_on(clip), self._checkpointed(clip), loop.deterministic(clip.device):
+        with (
+            self._adapters_on(clip), self._in_shares(clip, objective), self._checkpointed(clip),
+            loop.deterministic(clip.device),
+        ):  # fmt: skip
             schedule = Schedule(labels, self.recipe, self.seed, self.balance)
             return loop.train(clip, objective, images, schedule, on_step, say, context, saving)
 
@@ -137,9 +140,14 @@ class Adaptation:
                 )
 
     def require_blocks(self, clip: Clip) -> None:
-        """Raises ModelError where gradients are to be checkpointed and a tower has no blocks."""
+        """Raises ModelError where a tower lacks the blocks asked for, UsageError where they cannot be shared out."""
         if self.recipe.gradient_checkpointing:
             checkpointing.require_blocks(clip.model)
+        if self.recipe.shard:
+            sharding.require_shares(clip.model, self.tuning)
+
+    def _in_shares(self, clip: Clip, objective: Objective) -> contextlib.AbstractContextManager[None]:
+        return sharding.sharded(clip, objective.teacher) if self.recipe.shard else contextlib.nullcontext()
 
     def _checkpointed(self, clip: Clip) -> contextlib.AbstractContextManager[None]:
         return checkpointing.checkpointed(clip) if self.recipe.gradient_checkpointing else contextlib.nullcontext()

@@ -103,6 +103,7 @@ class Ranks:
             MemoryElsewhereError: another process called `fail` instead. Lost: one ended.
             UsageError: there is no memory to sum in.
         """
+        parameters = [parameter for parameter in parameters if not in_shares(parameter)]  # summed on their way
         if self.count == 1:
             return
         self._go_on()
@@ -145,7 +146,8 @@ class Ranks:
             return
         import torch
 
-        sums = torch.stack([parameter.detach().double().sum().cpu() for parameter in parameters])
+        whole = [parameter for parameter in parameters if not in_shares(parameter)]
+        sums = torch.stack([parameter.detach().double().sum().cpu() for parameter in whole])
         if not bool((self.gather(sums[None], self.count) == sums).all()):
             raise ClipfitError(
                 f"the {self.count} processes came to different weights, which must not be: run them on machines of one "
@@ -222,6 +224,11 @@ def _no_room(error: BaseException) -> UsageError:
         f"the memory has no room to add up the gradients of all processes ({first_line(error)}): give --micro-batch, "
         "or --tuning lora."
     )
+
+
+def in_shares(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it alone (torch's DTensor)."""
+    return hasattr(tensor, "device_mesh")
 
 
 _here = Ranks()

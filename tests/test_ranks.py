@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,12 +19,13 @@ from conftest import Result
 from processes import Found, together, torchrun
 from safetensors.torch import load_file
 from test_objectives import NAMES
-from test_step import LABELS, Hungry, a_batch, gradient_of, in_double, plainly
+from test_step import LABELS, Hungry, a_batch, forget, gradient_of, in_double, plainly
 
 from clipfit import AdaptConfig, adapt, ranks
 from clipfit.errors import ClipfitError, DataError, UsageError
 from clipfit.methods import METHODS, Group
 from clipfit.methods.batch import Batch
+from clipfit.model import loading, sharding
 from clipfit.model.clip import Clip
 from clipfit.ranks import Ranks
 from clipfit.rows.spool import Spool
@@ -89,6 +91,39 @@ def test_processes_have_the_gradient_of_one(models, method, tuning, context, cou
         require_same(found["gradient"], expected)
         assert found["loss"].item() == pytest.approx(loss, rel=1e-6)
         assert found["without"].tolist() == lacking
+
+
+@pytest.mark.usefixtures("doubles")
+@pytest.mark.parametrize("labels", [LABELS, [2, 2, 2]], ids=["uneven", "fewer images than processes"])
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_in_shares_have_it_too(models, method, labels):
+    """Each block computes in all processes as often, whatever their shares of the rows."""
+
+    def work() -> Found:
+        with (
+            in_double(models["vit"], method, "full") as (objective, trained),
+            sharding.sharded(objective.clip, objective.teacher),
+        ):
+            now = {name: objective.clip.named_parameters().get(name, p) for name, p in trained.items()}
+            assert 2 * sum(map(ranks.in_shares, now.values())) > len(now)
+            if objective.teacher:
+                assert any(map(ranks.in_shares, objective.teacher.visual.parameters()))
+            found = {}
+            for size in SIZES:
+                accumulate(objective, the_share_of(objective.clip, labels), size)
+                gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in now.values()]
+                whole = [g.full_tensor() if ranks.in_shares(g) else g for g in gradients]
+                found[f"{size} gradient"] = torch.cat([g.flatten() for g in whole])
+                forget(now)
+            return found
+
+    with in_double(models["vit"], method, "full") as (objective, trained):
+        accumulate(objective, a_batch(objective.clip, labels))
+        expected = gradient_of(trained)
+    first, *others = together(4, work)
+    for size in SIZES:
+        require_same(first[f"{size} gradient"], expected)
+        assert all(torch.equal(first[f"{size} gradient"], other[f"{size} gradient"]) for other in others)
 
 
 @pytest.mark.usefixtures("doubles")
@@ -486,3 +521,33 @@ def test_what_processes_do_not_share_is_said_once(split_run, split, tmp_path):
     [said] = errors(torchrun(tmp_path, 2, "predict", split_run, "some.tar"))
     assert "some.tar/test" in said
     assert "unpack it" in said
+
+
+# ---- weights in shares
+
+
+@pytest.mark.parametrize("method", ["cite", "atha"])
+def test_adapt_in_shares_writes_the_run_of_one_process(flat, models, tmp_path, method):
+    """The same but for rounding, which AdamW makes much of where a gradient is nearly 0."""
+    command = ["adapt", flat, "--method", method, "--model", models["vit"], "--gradient-checkpointing", "--epochs", "2"]
+    [alone] = torchrun(tmp_path, 1, *command, "--output", "one")
+    results = torchrun(tmp_path, 2, *command, "--shard", "--micro-batch", "3", "--output", "two")
+    assert [alone.code, *(result.code for result in results)] == [0] * 3, results[0].stderr
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["recipe"]["shard"] is True
+    one, two = (load_file(tmp_path / name / "finetuned.safetensors") for name in ("one", "two"))
+    start = loading.load(models["vit"]).state()
+    assert one.keys() == two.keys()
+    moved = sum((one[name] - start[name]).double().square().sum() for name in start)
+    apart = sum((one[name] - two[name]).double().square().sum() for name in start)
+    assert (apart / moved).sqrt() < 0.05
+
+
+def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path):
+    command = ["adapt", flat, "--model", models["vit"], "--shard", "--output", "run"]
+    [alone] = torchrun(tmp_path, 1, *command)
+    assert (alone.code, "torchrun" in alone.stderr) == (2, True)
+    for more, words in ((["--tuning", "lora"], "--tuning full"), (["--save-every", "2"], "keeps no state")):
+        results = torchrun(tmp_path, 2, *command, *more)
+        [said] = errors(results)
+        assert words in said
+        assert results[0].code == 2

@@ -52,6 +52,10 @@ class Recipe(Checked):
     gradient_checkpointing: bool = option(
         False, "Compute each block of the towers again in the backward pass: the same gradient, less memory, more time."
     )
+    shard: bool = option(
+        False,
+        "Under torchrun, where one GPU cannot hold all: each process holds a share of the weights; same gradient.",
+    )
     template: str = option(
         DEFAULT_TEMPLATE, "The text of a class; {} stands for its name.",
         default_is=f'the model\'s own, else "{DEFAULT_TEMPLATE}"',

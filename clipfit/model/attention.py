@@ -23,13 +23,19 @@ class Projection(NamedTuple):
 
 def towers(model: Any) -> dict[str, Sequence[Any]]:
     """The blocks of both towers; none where a tower is no transformer of open_clip's or timm's."""
-    image = getattr(model.visual, "transformer", None)
-    trunk = getattr(model.visual, "trunk", None)
     text = text_tower.own(model)
     return {
-        "image": getattr(image, "resblocks", ()) if trunk is None else getattr(trunk, "blocks", ()),
+        "image": image_blocks(model.visual),
         "text": getattr(text.parts.transformer, "resblocks", ()) if text else (),
     }
+
+
+def image_blocks(visual: Any) -> Sequence[Any]:
+    """Those of an image tower alone."""
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None:
+        return getattr(trunk, "blocks", ())
+    return getattr(getattr(visual, "transformer", None), "resblocks", ())
 
 
 def tower_of(model: Any, name: str) -> nn.Module:

@@ -23,7 +23,7 @@ from clipfit.plans.contenders import Contender
 from clipfit.plans.sets import LabelledSet, Part, counts_of
 from clipfit.version import __version__
 
-SAME_GRADIENT = ("micro_batch", "gradient_checkpointing")  # settings that change what a result costs alone
+SAME_GRADIENT = ("micro_batch", "gradient_checkpointing", "shard")  # settings that change what a result costs alone
 LOOKED_AT = 2000  # training images, for the depth of greys: ImageNet has a million
 STORES = 4  # decoded test images of so many parts are kept
 

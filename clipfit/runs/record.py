@@ -22,7 +22,7 @@ from clipfit.runs import files
 T = TypeVar("T")
 FORMAT = 2  # 1: without files.json
 CONFIG, CLASSES, SHOTS, METRICS, TIMING = "config.json", "classes.json", "shots.jsonl", "metrics.jsonl", "timing.json"
-ASKED = ("micro_batch", "gradient_checkpointing")  # of the recipe, written where they were asked for
+ASKED = ("micro_batch", "gradient_checkpointing", "shard")  # of the recipe, written where they were asked for
 FINETUNED, MODEL = "finetuned.safetensors", "model.safetensors"
 
 

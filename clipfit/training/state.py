@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from clipfit import ranks
 from clipfit.config import Recipe
 from clipfit.errors import ModelError
 from clipfit.methods import Group
@@ -26,7 +28,7 @@ class Trained:
         """`usual_rate`: that of groups without a learning rate of their own."""
         self.parameters: dict[str, torch.nn.Parameter] = {n: p for g in groups for n, p in g.parameters.items()}
         self._optimisers: list[torch.optim.Optimizer] = []
-        by_adamw = [_options(g, usual_rate) for g in groups if g.momentum is None]
+        by_adamw = [_options(part, usual_rate) for g in groups if g.momentum is None for part in _alike(g)]
         by_sgd = [{**_options(g, usual_rate), "momentum": g.momentum} for g in groups if g.momentum is not None]
         if by_adamw:
             self._optimisers.append(torch.optim.AdamW(by_adamw, fused=True))
@@ -99,3 +101,10 @@ class Trained:
 def _options(group: Group, usual_rate: float) -> dict[str, Any]:
     rate = usual_rate if group.learning_rate is None else group.learning_rate
     return {"params": list(group.parameters.values()), "lr": rate, "weight_decay": group.weight_decay}
+
+
+def _alike(group: Group) -> list[Group]:
+    """Tensors that are whole and those in shares apart: no fused step takes both at once."""
+    whole = {name: p for name, p in group.parameters.items() if not ranks.in_shares(p)}
+    shares = {name: p for name, p in group.parameters.items() if name not in whole}
+    return [replace(group, parameters=part) for part in (whole, shares) if part or not shares]

@@ -46,14 +46,16 @@ class Pieces(Generic[Part, Columns]):
     rows, and the columns those of all.
     """
 
-    def __init__(self, compute: Callable[[Part], Columns], parts: Sequence[Part], rows: int):
+    def __init__(self, compute: Callable[[Part], Columns], parts: Sequence[Part], rows: int, size: int | None = None):
         """`compute` gives a named tuple of tensors of as many rows as its part has, or None, for every part alike.
 
-        `rows`: of all processes; see Ranks.computed for those that `parts` must be.
+        `rows`: of all processes; see Ranks.computed for those that `parts`, of at most `size`, must be.
         """
-        self._compute, self._parts, self._share = compute, parts, ranks.here().share(rows)
-        self._graph = compute(parts[0]) if len(parts) == 1 else None
-        found = [self._graph] if self._graph else [_without_graph(compute(part)) for part in parts]
+        self._compute, self._share = compute, ranks.here().share(rows)
+        self._parts, self._real = in_step(parts, rows, size), len(parts) if self._share else 0
+        self._graph = compute(parts[0]) if len(self._parts) == 1 else None
+        found = [self._graph] if self._graph else [_without_graph(compute(part)) for part in self._parts]
+        found = found[: len(parts)]
         self._sizes = [len(columns[0]) for columns in found]
         self.columns: Columns = type(found[0])(*(_leaf(column, rows) for column in zip(*found, strict=True)))
 
@@ -64,17 +66,29 @@ class Pieces(Generic[Part, Columns]):
 
     def backward(self) -> None:
         """Add what the leaves' gradients make of all that was computed with."""
-        if not self._share:
-            return
         own = slice(self._share.start, self._share.stop)
         gradients = [
-            None if leaf is None or leaf.grad is None else leaf.grad[own].split(self._sizes) for leaf in self.columns
+            None if leaf is None or leaf.grad is None else leaf.grad[own].split(self._sizes if self._real else 0)
+            for leaf in self.columns
         ]
         for number, part in enumerate(self._parts):
             columns = self._graph or self._compute(part)
-            known = [(c, g[number]) for c, g in zip(columns, gradients, strict=True) if g is not None]
+            known = [
+                (c, g[number] if number < self._real else torch.zeros_like(c))
+                for c, g in zip(columns, gradients, strict=True)
+                if g is not None
+            ]
             if known:
                 torch.autograd.backward([column for column, _ in known], [gradient for _, gradient in known])
+
+
+def in_step(parts: Sequence[Part], rows: int, size: int | None) -> list[Part]:
+    """As many parts as the process has that has most: the first again, of no weight, where there are fewer.
+
+    Blocks in shares (model/sharding.py) compute in all processes or in none.
+    """
+    most = 1 if size is None else math.ceil(ranks.here().most(rows) / size)
+    return [*parts, *[parts[0]] * (most - len(parts))]
 
 
 def _without_graph(columns: Columns) -> Columns:
@@ -127,9 +141,11 @@ def embedded(
     def texts_of(rows: Rows) -> Texts:
         return clip.read(tokens[list(rows.numbers)], rows)
 
-    texts = Pieces(texts_of, own_classes.split(size and TEXTS * size), len(classes.numbers))
-    seen = Pieces(lambda part: objective.embed(part, texts.columns), parts, len(batch.labels))
-    teacher_u = _leaf([teacher(part.images) for part in parts], len(batch.labels)) if teacher else None
+    images, of_texts = len(batch.labels), size and TEXTS * size
+    texts = Pieces(texts_of, own_classes.split(of_texts), len(classes.numbers), of_texts)
+    seen = Pieces(lambda part: objective.embed(part, texts.columns), parts, images, size)
+    taught = [teacher(part.images) for part in in_step(parts, images, size)][: len(parts)] if teacher else None
+    teacher_u = _leaf(taught, images) if taught else None
     return texts, seen, Embeddings(seen.columns, texts.columns.embeddings, teacher_u)
 
 
@@ -192,6 +208,11 @@ class Fitting:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
+                if any(map(ranks.in_shares, trained(self._objective))):  # others wait for this one in a block
+                    raise UsageError(
+                        f"the memory does not hold this many images beside the weights' shares ({first_line(error)}): "
+                        "give a smaller --micro-batch, or take more processes."
+                    ) from error
                 if not isinstance(error, ranks.MemoryElsewhereError):
                     here.fail()  # so that all halve their parts
                 at_once = min(size or most, most)
