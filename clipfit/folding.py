@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from clipfit import ranks
 from clipfit.adaptation import Adaptation
 from clipfit.data.images import Chosen, Held, Images
 from clipfit.ensemble import State, interpolate
@@ -119,7 +120,9 @@ def _scores_of(kept: Saving) -> Path:
 
 
 def _store(kept: Saving, scores: Scores) -> None:
-    """In place of the fold's training state, which is of no more use."""
+    """In place of the fold's training state, which is of no more use. One process writes, all have the scores."""
+    if not ranks.here().leads:
+        return
     files.write_tensors(_scores_of(kept), {"logits": scores.logits, "labels": scores.labels}, kept.identity)
     kept.path.unlink(missing_ok=True)
 

@@ -148,7 +148,7 @@ class Ranks:
 
         whole = [parameter for parameter in parameters if not in_shares(parameter)]
         sums = torch.stack([parameter.detach().double().sum().cpu() for parameter in whole])
-        if not bool((self.gather(sums[None], self.count) == sums).all()):
+        if not torch.isclose(self.gather(sums[None], self.count), sums, rtol=0, atol=0, equal_nan=True).all():
             raise ClipfitError(
                 f"the {self.count} processes came to different weights, which must not be: run them on machines of one "
                 "kind, with the same versions, or report it."

@@ -215,3 +215,9 @@ def test_shots_are_measured_in_the_models_geometry(photographs, models):
     assert [tuple(images[k].shape[1:]) for k in (0, 3, 4)] == [(107, 160), (160, 107), (80, 100)]
     for k, sample in enumerate(samples):
         assert torch.equal(images.views[k], clip.geometry(decode(sample.path)))
+
+
+@pytest.mark.parametrize("side", [1050, 1066, 1078, 3000])
+def test_what_is_enough_is_not_a_pixel_more_by_rounding(side):
+    """Of whole pictures, as ATHA's recipe under LoRA has them: the size of the model itself."""
+    assert min(Enough.of((224, 224), (1.0, 1.0), (1.0, 1.0)).of_larger(4000, side)) == 224

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from clipfit.streams import Rows
 from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
 from clipfit.training.step import TEXTS, Fitting, accumulate
+from clipfit.verbs import adapt as adapt_verb
 
 SIZES = [1, 2, None]
 
@@ -551,3 +553,39 @@ def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path):
         [said] = errors(results)
         assert words in said
         assert results[0].code == 2
+
+
+# ---- what only goes wrong among several
+
+
+def test_who_keeps_no_state_does_not_say_that_one_is_kept(tmp_path):
+    saving = Saving(tmp_path / "none", None, {})
+    with (
+        ranks.among(Ranks(1, 2)), pytest.raises(ranks.Lost, match="nothing was written"),
+        saving.kept(None, ["a report"]),  # type: ignore[arg-type]
+    ):  # fmt: skip
+        raise ranks.Lost("gone")
+    assert not saving.folder.exists()
+
+
+def test_weights_that_are_no_numbers_are_not_called_different():
+    def work() -> Found:
+        ranks.here().require_same([torch.tensor([1.0, torch.nan]), torch.tensor([2.0])])
+        return {}
+
+    together(2, work)
+
+
+def test_processes_that_find_other_shots_do_not_begin(flat, models, tmp_path, monkeypatch):
+    ready = adapt_verb._ready
+
+    def other(*given):
+        job = ready(*given)
+        return replace(job, record=replace(job.record, seed=ranks.here().rank))
+
+    monkeypatch.setattr(adapt_verb, "_ready", other)
+    results = torchrun(tmp_path, 2, "adapt", flat, "--model", models["vit"], "--output", "run")
+    [said] = errors(results)
+    assert "do not find the same shots" in said
+    assert results[0].code == DataError.exit_code
+    assert not (tmp_path / "run").exists()

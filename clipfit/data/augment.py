@@ -37,7 +37,12 @@ class Enough:
         That is where its sides are up to twice what is enough: small pictures keep their very pixels.
         """
         share = max(math.sqrt(self.area / (width * height)), self.side / min(width, height))
-        return None if share >= 1 / 2 else (math.ceil(width * share), math.ceil(height * share))
+        return None if share >= 1 / 2 else (_ceil(width * share), _ceil(height * share))
+
+
+def _ceil(side: float) -> int:
+    """Without the rounding that makes 1050·(224/1050) more than 224."""
+    return math.ceil(side - 1e-6)
 
 
 def crop_box(

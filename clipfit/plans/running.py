@@ -24,6 +24,7 @@ from clipfit.plans.sets import LabelledSet, Part, counts_of
 from clipfit.version import __version__
 
 SAME_GRADIENT = ("micro_batch", "gradient_checkpointing", "shard")  # settings that change what a result costs alone
+TRAINING = 2  # to be raised where the same settings train otherwise: cells of before are not mixed with those of now
 LOOKED_AT = 2000  # training images, for the depth of greys: ImageNet has a million
 STORES = 4  # decoded test images of so many parts are kept
 
@@ -127,7 +128,7 @@ class Bench:
         drawn = [plan.way, plan.query, max(plan.shots), plan.seeds[0]] if in_episodes(plan) else listed
         targets = {name: [self._prints[name], other.templates] for name, other in self.targets.items()}
         return identity_of({
-            "clipfit": __version__, "weights": source.sha256, "model_cfg": source.model_cfg,
+            "clipfit": __version__, "training": TRAINING, "weights": source.sha256, "model_cfg": source.model_cfg,
             "preprocess_cfg": source.preprocess_cfg, "adapt_defaults": source.adapt_defaults,
             "device": self.clip.device.type, "precision": self.clip.precision, "protocol": plan.protocol,
             "set": self._prints[cell.set], "templates": found.templates, "targets": targets, "drawn": drawn,

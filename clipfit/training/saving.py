@@ -66,7 +66,7 @@ class Saving:
         try:
             yield
         except KeyboardInterrupt as stop:
-            if reports:
+            if reports and ranks.here().leads:
                 with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
                     self.save(trained, reports)
                 stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on",)

@@ -30,8 +30,10 @@ class Trained:
         self._optimisers: list[torch.optim.Optimizer] = []
         by_adamw = [_options(part, usual_rate) for g in groups if g.momentum is None for part in _alike(g)]
         by_sgd = [{**_options(g, usual_rate), "momentum": g.momentum} for g in groups if g.momentum is not None]
+        # a fused step on a CPU takes the numbers of a tensor, its gradient and moments as they lie in memory
+        fused = all(parameter.is_contiguous() for parameter in self.parameters.values())
         if by_adamw:
-            self._optimisers.append(torch.optim.AdamW(by_adamw, fused=True))
+            self._optimisers.append(torch.optim.AdamW(by_adamw, fused=fused))
         if by_sgd:
             self._optimisers.append(torch.optim.SGD(by_sgd))
         self._peaks: list[float] = [group["lr"] for group in self._groups]

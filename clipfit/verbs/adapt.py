@@ -20,7 +20,7 @@ from clipfit.config import AdaptConfig
 from clipfit.data.images import ImageStore
 from clipfit.data.loaded import ShotFiles, Shots
 from clipfit.ensemble import State, interpolate
-from clipfit.errors import ClipfitError, NonFiniteError, UsageError
+from clipfit.errors import ClipfitError, DataError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.folding import Subject
 from clipfit.measure import scoring
@@ -124,6 +124,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
             progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
+        _require_one_job(job, saving)
         done = _finished(job, saving) if config.resume else None
         if done:
             progress.say(f"{target} is finished already: nothing is left to do")
@@ -145,6 +146,16 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         skipped=job.shots.skipped,
         forecast=done.forecast,
     )
+
+
+def _require_one_job(job: Job, saving: Saving) -> None:
+    """Raises DataError where the processes have other shots, or other saved states: they would wait for one another."""
+    told = ranks.here().all_told(repr((job.identity, saving.found)))
+    if len(set(told)) > 1:
+        raise DataError(
+            "the processes do not find the same shots, classes, options and saved state: give all of them the same "
+            "files, which no one changes."
+        )
 
 
 def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
