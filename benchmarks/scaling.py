@@ -1,7 +1,7 @@
 """A cost model of adapt, evaluate and predict: its terms measured one by one, then checked against whole commands.
 
     python benchmarks/scaling.py [--model ViT-B-32]
-    python benchmarks/scaling.py --read-off [--rate 4e14] [--cores 16] [--view 4.3] [--crop 2.2]
+    python benchmarks/scaling.py --read-off [--rate 4e14] [--cores 16] [--view 4.8] [--crop 2.2]
 
 Terms are products of counts (images, classes, epochs) with what one of them costs: forward and backward passes by
 their FLOPs at the rates of the bare towers, decoding and cutting by the image, and a start, which is the command at its
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--read-off", action="store_true")
     parser.add_argument("--rate", type=float, default=4e14)
     parser.add_argument("--cores", type=int, default=16)
-    parser.add_argument("--view", type=float, default=4.3)
+    parser.add_argument("--view", type=float, default=4.8)
     parser.add_argument("--crop", type=float, default=2.2)
     args = parser.parse_args()
     if args.read_off:

@@ -66,7 +66,7 @@ class Graph:
     def _precision_of(self, folder: Path, asked: str) -> str:
         export: Mapping[str, Any] = self.about["export"]
         if export["quantize"]:
-            if asked != "auto":
+            if asked not in ("auto", export["quantize"]):
                 raise UsageError(f"{folder} has its products in {export['quantize']}: leave --precision out.")
             return str(export["quantize"])
         size = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))

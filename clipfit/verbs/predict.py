@@ -109,8 +109,9 @@ def predict(
             raise UsageError("--engine ray shares the images out by itself: leave torchrun out, or --engine.")
     model, places = _split(config)
     if not ranks.here().leads:
-        loaded = _loaded(config, model, Silent())
-        predict_ranks.follow(Job(config, loaded, loaded.candidates(), Inputs(()), None))
+        if not predict_ranks.said(False):
+            loaded = _loaded(config, model, Silent())
+            predict_ranks.follow(Job(config, loaded, loaded.candidates(), Inputs(()), None))
         return PredictResult(None, str(model), Counts())
     return _predicted(config, model, places, out, progress or Silent(), gallery)
 
@@ -131,8 +132,9 @@ def _predicted(
         if config.resume and config.output and config.output.exists() and not _spool_of(config.output).has_rows:
             progress.say(f"{config.output} is finished already: nothing is left to do")
             _spool_of(config.output).remove()
-            predict_ranks.end()
+            predict_ranks.said(True)
             return PredictResult(config.output, str(model), Counts(rows=None))
+        predict_ranks.said(False)
         loaded = _loaded(config, model, progress)
         job = Job(config, loaded, loaded.candidates(), inputs, gallery)
         counts = _carry_out(job, out, progress)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from clipfit import ranks
-from clipfit.data.ahead import cores
+from clipfit.data.ahead import cores, on_one_core
 from clipfit.data.stream import Input
-from clipfit.errors import UsageError
+from clipfit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from clipfit.verbs.predict import Job, Judged
@@ -55,9 +55,9 @@ def follow(job: Job) -> None:
         pass
 
 
-def end() -> None:
-    """Of the first process, where there is nothing to judge: none waits for a round."""
-    ranks.here().told(lambda: None)
+def said(finished: bool) -> bool:
+    """Whether the rows are finished already, as the first process finds: then no process has anything to judge."""
+    return ranks.here().told(lambda: finished)
 
 
 def _rounds(job: Job, find: Callable[[], Round]) -> Iterator[tuple[list[list[Told]], list[Judged]]]:
@@ -65,7 +65,11 @@ def _rounds(job: Job, find: Callable[[], Round]) -> Iterator[tuple[list[list[Tol
     from clipfit.verbs.predict import judged
 
     here = ranks.here()
-    with ThreadPoolExecutor(cores()) as pool:
+    if len(set(here.all_told(repr(job.identity)))) > 1:
+        raise ModelError(
+            "the processes do not find the same model, classes and options: give all of them the same files."
+        )
+    with ThreadPoolExecutor(min(cores(), 16), initializer=on_one_core) as pool:
 
         def begun() -> tuple[Round, Iterator[torch.Tensor | str], list[Input]]:
             told: Round = here.told(find)
