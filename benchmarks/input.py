@@ -168,7 +168,7 @@ def steps(args: argparse.Namespace) -> None:
                 watch, before = Watch(), bare(model, args.shots, short)
                 config = AdaptConfig(
                     place, "cite", model, cache_bytes=cache, output=Path(folder) / "run", overwrite=True,
-                    precision="fp32", recipe={"epochs": args.epochs, "learning_rate": 1e-9},
+                    precision="fp32", device="cpu", recipe={"epochs": args.epochs, "learning_rate": 1e-9},
                 )  # fmt: skip
                 run = adapt(config, watch).run
                 after = bare(model, args.shots, short)

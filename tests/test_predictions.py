@@ -156,9 +156,9 @@ def test_more_ratios_decode_no_image_again(run, monkeypatch):
     """Pictures are kept within `cache_bytes`, whatever the number of tables made of them."""
     usual, decoded = images.decode, []
 
-    def counted(path, *rest):
+    def counted(path, *rest, **more):
         decoded.append(path)
-        return usual(path, *rest)
+        return usual(path, *rest, **more)
 
     monkeypatch.setattr(images, "decode", counted)
     evaluate(EvaluateConfig(run, alphas=(0.0,)))
