@@ -17,7 +17,6 @@ from clipfit.errors import UsageError
 from clipfit.model import devices
 from clipfit.model.clip import Clip
 
-NEEDS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # what a runtime is imported as
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 WRITING = ("onnx", "onnxscript")  # to have a model in memory as a graph
 
@@ -48,7 +47,7 @@ def require_installed(runtime: str, written: bool = True) -> None:
     """
     if runtime == TORCH:
         return
-    needed = (NEEDS[runtime], *(WRITING if written else ()))
+    needed = (runtime, *(WRITING if written else ()))  # a runtime is imported as it is called
     if missing := [library for library in needed if importlib.util.find_spec(library) is None]:
         raise UsageError(
             f"--runtime {runtime} needs {', '.join(missing)}, which cannot be imported here: "

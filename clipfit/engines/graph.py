@@ -60,7 +60,7 @@ class Graph:
         self._compute, self.facts = session.compute, {name: json.loads(text) for name, text in session.facts.items()}
         source = typed(self.about["pretrained"], Source, folder / ABOUT)
         self._geometry = geometry_of(source)
-        self._mean, self._std = (torch.tensor(source.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self._scale = preprocess.Scale(source.preprocess_cfg, self.device)
         self.image_size: tuple[int, int] = tuple(self.facts["preprocess"]["size"])
 
     def _precision_of(self, folder: Path, asked: str) -> str:
@@ -113,7 +113,7 @@ class Graph:
 
     def logits(self, views: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Views (B, 3, H, W) uint8 → logits (B, C) of some of the classes, before any temperature."""
-        pixels = (views / 255).sub_(self._mean).div_(self._std)
+        pixels = self._scale(views)
         with self._lock:
             found = torch.from_numpy(self._compute([pixels.contiguous().numpy()])[0])
         return found[:, [self.classes.index(name) for name in names]]

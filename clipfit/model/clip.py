@@ -52,9 +52,7 @@ class Clip(NamedWeights):
             self.model.logit_bias.requires_grad_(False)  # no softmax can train it
         self._tokenizer = tokenizer_of(source)
         self._geometry = geometry_of(source)
-        self._mean, self._std = (
-            torch.tensor(source.preprocess_cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
-        )
+        self._scale = preprocess.Scale(source.preprocess_cfg, device)
         self.image_size = compat.image_size(model)
         self.additions = additions or Additions()
         self.adapters: Adapters | None = None  # while only these are trained, see lora.adapted
@@ -177,7 +175,7 @@ class Clip(NamedWeights):
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""
-        return (images.to(self.device, non_blocking=True) / 255).sub_(self._mean).div_(self._std)
+        return self._scale(images)
 
 
 class FrozenImageTower:

@@ -52,6 +52,18 @@ def view(picture: Image.Image, steps: Sequence[Any]) -> torch.Tensor:
     return pil_to_tensor(picture)
 
 
+class Scale:
+    """Pixels as a model wants them, by the mean and standard deviation of its settings."""
+
+    def __init__(self, cfg: Mapping[str, Any], device: torch.device):
+        self._device = device
+        self._mean, self._std = (torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std"))
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (B, 3, H, W) → float32, on the device."""
+        return (images.to(self._device, non_blocking=True) / 255).sub_(self._mean).div_(self._std)
+
+
 def _number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

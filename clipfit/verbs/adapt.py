@@ -317,7 +317,8 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
             _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
 
     ranks.here().told(write)
-    clip.load_state(ensemble)  # in the processes that do not write, too
+    if not ranks.here().leads:  # who writes has it
+        clip.load_state(ensemble)
     return Done(reports, record.alpha, found.forecast if found else None)
 
 
