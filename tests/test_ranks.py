@@ -548,11 +548,39 @@ def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path):
     command = ["adapt", flat, "--model", models["vit"], "--shard", "--output", "run"]
     [alone] = torchrun(tmp_path, 1, *command)
     assert (alone.code, "torchrun" in alone.stderr) == (2, True)
-    for more, words in ((["--tuning", "lora"], "--tuning full"), (["--save-every", "2"], "keeps no state")):
-        results = torchrun(tmp_path, 2, *command, *more)
-        [said] = errors(results)
-        assert words in said
-        assert results[0].code == 2
+    results = torchrun(tmp_path, 2, *command, "--tuning", "lora")
+    [said] = errors(results)
+    assert "--tuning full" in said
+    assert results[0].code == 2
+
+
+@pytest.mark.parametrize(
+    ("signum", "step", "said"),
+    [
+        (signal.SIGINT, 4, r"(interrupted|terminated): \S*state.safetensors is kept"),
+        (signal.SIGINT, 2, "(interrupted|terminated): nothing was written"),  # before the first state
+        pytest.param(signal.SIGKILL, 4, None, marks=pytest.mark.slow),
+    ],
+)
+def test_what_was_in_shares_goes_on_to_the_same_bytes(flat, models, tmp_path, monkeypatch, signum, step, said):
+    command = ["adapt", flat, "--model", models["vit"], "--shard", "--save-every", "2", "--output"]
+    assert torchrun(tmp_path, 2, *command, "whole")[0].code == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, step, None, lambda: os.kill(os.getpid(), signum))
+        results = torchrun(tmp_path, 2, *command, "run")
+    assert all(result.code for result in results)
+    if said:
+        [only] = errors(results)
+        assert re.match(said, only), only
+    state = tmp_path / ".run.resume" / "state.safetensors"
+    assert state.exists() == (step > 2)
+    if state.exists():
+        assert {name for name, tensor in load_file(state).items() if not tensor.numel()} == set()
+    results = torchrun(tmp_path, 2, *command, "run", "--resume")
+    assert results[0].code == 0, results[0].stderr
+    assert ("going on from" in results[0].stderr) == (step > 2)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    assert not (tmp_path / ".run.resume").exists()
 
 
 # ---- what only goes wrong among several

@@ -76,7 +76,5 @@ class AdaptConfig(Checked):
             raise UsageError(f"--goal {self.goal} belongs to --alpha auto: leave it out, or let α be chosen.")
         if self.tuning == "full" and any(value is not None for value in self.lora.values()):
             raise UsageError("rank, alpha and dropout of LoRA belong to --tuning lora, but the tuning is full.")
-        if self.recipe.get("shard") and (self.save_every or self.resume):
-            raise UsageError("--shard keeps no state to go on from: leave out --save-every and --resume.")
         Recipe().changed(self.recipe)  # so that a wrong setting is reported before a model is loaded
         settings(LoraSettings, self.lora, "LoRA")

@@ -61,5 +61,25 @@ def _blocks(model: Any) -> Sequence[Any]:
     return [block for blocks in attention.towers(model).values() for block in blocks]
 
 
+def put_together(tensor: Tensor) -> Tensor:
+    """The whole of a tensor in shares, in the first process's main memory, and nothing elsewhere; others as they are.
+
+    All processes ask for it, in the same order.
+    """
+    if not ranks.in_shares(tensor):
+        return tensor
+    whole = _whole(tensor)
+    return whole.cpu() if ranks.here().leads else whole.new_empty(0)
+
+
+def share_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's share of what all have whole, where `like`, of that shape, is in shares; as it is where not."""
+    if not ranks.in_shares(like) or whole.shape != like.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if ranks.in_shares(tensor) else tensor  # type: ignore[attr-defined]

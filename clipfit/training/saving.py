@@ -53,20 +53,27 @@ class Saving:
 
     def save(self, trained: Trained, reports: Sequence[StepReport]) -> None:
         """Keep the state after the last report's step. Raises OutputError."""
+        tensors = trained.tensors()  # by all processes, for what is in shares is put together
         if not ranks.here().leads:
             return
         files.make_folder(self.folder)
-        tensors = trained.tensors()
         about = {"identity": self.identity, "reports": [asdict(report) for report in reports]}
         files.write_tensors(self.path, tensors, {**about, "sha256": _digest(tensors, about)})
 
     @contextlib.contextmanager
     def kept(self, trained: Trained, reports: Sequence[StepReport]) -> Iterator[None]:
-        """Where the block is interrupted, keep the state of the last finished step and say so in the exception."""
+        """Where the block is interrupted, keep the state of the last finished step and say so in the exception.
+
+        Not where weights are in shares, for processes are interrupted in different steps: there the last state that
+        all saved together is named.
+        """
         try:
             yield
         except KeyboardInterrupt as stop:
-            if reports and ranks.here().leads:
+            if ranks.here().leads and trained.in_shares:
+                if self._has_own:
+                    stop.args = (f"{self.path} is kept; the same command with --resume goes on from it",)
+            elif reports and ranks.here().leads:
                 with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
                     self.save(trained, reports)
                 stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on",)
@@ -78,11 +85,15 @@ class Saving:
 
     def clear(self) -> None:
         """Remove the state, for its run is complete; one of another training is left alone."""
+        if ranks.here().leads and self._has_own:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _has_own(self) -> bool:
+        """Whether a state of this very training is there."""
         with contextlib.suppress(ModelError):
-            if ranks.here().leads and not differences(
-                files.read_metadata(self.path).get("identity", {}), self.identity
-            ):
-                shutil.rmtree(self.folder, ignore_errors=True)
+            return not differences(files.read_metadata(self.path).get("identity", {}), self.identity)
+        return False
 
     def restore(self, trained: Trained) -> list[StepReport]:
         """Go back to the saved state, if there is one; the reports of the steps that need not be done again.

@@ -12,6 +12,7 @@ from clipfit import ranks
 from clipfit.config import Recipe
 from clipfit.errors import ModelError
 from clipfit.methods import Group
+from clipfit.model import sharding
 from clipfit.model.clip import Clip
 
 Parameters = Mapping[str, torch.nn.Parameter]
@@ -66,14 +67,23 @@ class Trained:
         for optimiser in self._optimisers:
             optimiser.step()
 
+    @property
+    def in_shares(self) -> bool:
+        """Whether each of several processes holds a part of it alone."""
+        return any(map(ranks.in_shares, self.parameters.values()))
+
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a later step depends on, by name: parameters, and `<name>/<moment>`."""
+        """Everything that a later step depends on, by name: parameters, and `<name>/<moment>`.
+
+        What is in shares is put together for the first of the processes, which all ask for it; the others are given
+        nothing in its place.
+        """
         found = {name: p.detach() for name, p in self.parameters.items()}
         names: dict[torch.Tensor, str] = {p: name for name, p in self.parameters.items()}
         for optimiser in self._optimisers:
             for parameter, moments in optimiser.state.items():
                 found |= {f"{names[parameter]}/{kind}": torch.as_tensor(moment) for kind, moment in moments.items()}
-        return found
+        return {name: sharding.put_together(tensor) for name, tensor in found.items()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -92,11 +102,15 @@ class Trained:
         for name, parameter in self.parameters.items():
             if tensors[name].shape != parameter.shape:
                 raise ModelError(f"the saved state is of another training: {name} has another shape.")
-            parameter.copy_(tensors[name])
+            parameter.copy_(sharding.share_of(tensors[name], parameter))
         for optimiser in self._optimisers:
             numbered = [p for group in optimiser.param_groups for p in group["params"]]
             names = {p: name for name, p in self.parameters.items()}
-            saved = {i: moments[names[p]] for i, p in enumerate(numbered) if names[p] in moments}
+            saved = {
+                i: {kind: sharding.share_of(moment, p) for kind, moment in moments[names[p]].items()}
+                for i, p in enumerate(numbered)
+                if names[p] in moments
+            }
             optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
