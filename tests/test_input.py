@@ -11,7 +11,7 @@ from conftest import make_classes, task_of
 
 from clipfit import DataError, Recipe
 from clipfit.data import ahead as threads
-from clipfit.data import layout
+from clipfit.data import augment, layout
 from clipfit.data.images import ImageStore
 from clipfit.interrupts import Stopped
 from clipfit.model import loading
@@ -120,3 +120,36 @@ def test_threads_beside_the_caller_start_no_others_and_leave_the_callers_alone()
         assert born == [3]
     finally:
         torch.set_num_threads(usual)
+
+
+def test_a_gpu_is_given_pinned_crops_and_resizes_them_to_the_same_views(shots, monkeypatch):
+    """Up to how it rounds, which its own test shows."""
+    images, labels, _ = shots
+    schedule, empty, pinned = Schedule(labels, RECIPE, 0, balance=True), torch.empty, []
+
+    def unpinned(*shape, pin_memory=False, **more):
+        pinned.append(pin_memory)
+        return empty(*shape, **more)
+
+    def on_gpu(device, crops, size):
+        assert device.type == "cuda"
+        return torch.stack([augment.resized(crop, size) for crop in crops])
+
+    monkeypatch.setattr(input.torch, "empty", unpinned)
+    monkeypatch.setattr(augment, "resized_on", on_gpu)
+    found = list(schedule.inputs(images, SIZE, device=torch.device("cuda")))
+    monkeypatch.undo()
+    assert pinned == [True] * sum(len(batch.views) for batch in found)
+    for one, other in zip(found, schedule.inputs(images, SIZE), strict=True):
+        assert one[:4] == other[:4]
+        assert torch.equal(one.crops, other.crops)
+
+
+def test_what_a_gpu_computes_of_a_crop_is_what_a_processor_does_but_for_rounding():
+    draw = torch.Generator().manual_seed(0)
+    crops = [torch.randint(256, (3, *sides), generator=draw, dtype=torch.uint8) for sides in ((90, 70), (24, 31), SIZE)]
+    ours = augment.resized_on(torch.device("cpu"), crops, SIZE)
+    assert (ours.shape, ours.dtype) == ((3, 3, *SIZE), torch.uint8)
+    expected = torch.stack([augment.resized(crop, SIZE) for crop in crops])
+    assert (ours.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(ours[2], crops[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from clipfit.model import checkpointing, loading, lora
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
 from clipfit.streams import Rows
+from clipfit.training.loop import deterministic
 from clipfit.training.step import TEXTS, Fitting, accumulate, ran_out_of_memory
 
 LABELS = [4, 1, 3, 0, 2, 1, 4]
@@ -254,6 +256,39 @@ def test_what_torch_says_of_the_processors_memory_is_known():
     with pytest.raises(RuntimeError) as found:
         torch.empty(10**16)
     assert ran_out_of_memory(found.value)
+
+
+NO_KERNEL = RuntimeError(
+    "cumsum_cuda_kernel does not have a deterministic implementation, but you set "
+    "'torch.use_deterministic_algorithms(True)'."
+)
+
+
+@pytest.mark.usefixtures("doubles")
+def test_an_operation_that_has_no_deterministic_kernel_is_told_and_done_with_what_there_is(models):
+    fused = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
+    before = torch.get_deterministic_debug_mode(), [enabled() for enabled in fused]
+    with in_double(models["vit"], "cite", "full") as (objective, trained):
+        batch, said = a_batch(objective.clip), []
+        expected, embed = plainly(objective, batch, trained), objective.embed
+        refused = mock.Mock(side_effect=[NO_KERNEL, *[mock.DEFAULT] * 2], wraps=embed)
+        with mock.patch.object(objective, "embed", refused), deterministic(torch.device("cuda")):
+            assert torch.get_deterministic_debug_mode() == 2
+            assert all(enabled() for enabled in fused)
+            fitting = Fitting(objective, None, said.append)
+            for _ in range(2):
+                fitting.accumulate(batch, lambda: gradient_of(trained))
+                require_same(gradient_of(trained), expected)
+            assert torch.get_deterministic_debug_mode() == 1
+            assert not any(enabled() for enabled in fused)
+        assert len(said) == 1
+        assert "no deterministic kernel for all of this model (cumsum_cuda_kernel does not" in said[0]
+    assert (torch.get_deterministic_debug_mode(), [enabled() for enabled in fused]) == before
+
+
+def test_where_nothing_strict_was_asked_for_such_an_error_is_a_fault(models):
+    with in_double(models["vit"], "flyp", "full") as (objective, _), pytest.raises(RuntimeError, match="cumsum"):
+        Fitting(Hungry(objective, 0, NO_KERNEL), None).accumulate(a_batch(objective.clip), lambda: None)
 
 
 def test_a_loss_that_is_no_number_leaves_no_gradient(models):

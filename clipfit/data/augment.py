@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resized_crop
+from torchvision.transforms.functional import resize
 
 Box = tuple[int, int, int, int]
 
@@ -79,5 +81,29 @@ def random_resized_crop(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """(3, H, W) uint8 → (3, *size) uint8, bicubic with antialiasing."""
-    box = crop_box(image.shape[1], image.shape[2], scale, ratio, generator)
-    return resized_crop(image, *box, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return resized(random_crop(image, scale, ratio, generator), size)
+
+
+def random_crop(
+    image: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> torch.Tensor:
+    """(3, H, W) → what of it a random box shows: (3, h, w), a view."""
+    top, left, height, width = crop_box(image.shape[1], image.shape[2], scale, ratio, generator)
+    return image[:, top : top + height, left : left + width]
+
+
+def resized(crop: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(3, h, w) uint8 → (3, *size) uint8, bicubic with antialiasing."""
+    return resize(crop, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+def resized_on(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Crops (3, h, w) uint8 of sides of their own → (B, 3, *size) uint8 on a GPU; copied without waiting if pinned.
+
+    It rounds as the device does: a pixel may be one of 255 away from what `resized` makes of it.
+    """
+    parts = [
+        F.interpolate(crop.to(device, non_blocking=True)[None].float(), size, mode="bicubic", antialias=True)
+        for crop in crops
+    ]
+    return torch.cat(parts).round_().clamp_(0, 255).to(torch.uint8)

@@ -13,11 +13,12 @@ import torch
 
 from clipfit import ranks, streams
 from clipfit.config import Recipe
+from clipfit.data import augment
 from clipfit.data.ahead import ahead
-from clipfit.data.augment import random_resized_crop
 from clipfit.data.images import Images
 
 AHEAD = 2  # batches
+CPU = torch.device("cpu")
 
 
 class Input(NamedTuple):
@@ -27,7 +28,7 @@ class Input(NamedTuple):
     epoch: int  # from 0
     views: Sequence[int]
     own: range  # the places among the views that this process cuts
-    crops: torch.Tensor  # (B, 3, H, W) uint8, of those alone
+    crops: torch.Tensor  # (B, 3, H, W) uint8, of those alone; on the model's device where it is a GPU
 
 
 @dataclass(frozen=True)
@@ -80,25 +81,30 @@ class Schedule:
 
     def crop(self, images: Images, epoch: int, view: int, size: tuple[int, int]) -> torch.Tensor:
         """A random resized crop of the image of a view, from a stream of its own: (3, H, W) uint8."""
+        return augment.resized(self._cut(images, epoch, view), size)
+
+    def _cut(self, images: Images, epoch: int, view: int) -> torch.Tensor:
+        """The crop before it is resized: (3, h, w) uint8."""
         own = streams.generator(self.seed, "crop", epoch, view)
         image = images[view % len(images)]
-        return random_resized_crop(image, size, self.recipe.crop_scale, self.recipe.crop_ratio, own)
+        return augment.random_crop(image, self.recipe.crop_scale, self.recipe.crop_ratio, own)
 
     def inputs(
-        self, images: Images, size: tuple[int, int], first: int = 0, pinned: bool = False
+        self, images: Images, size: tuple[int, int], first: int = 0, device: torch.device = CPU
     ) -> Generator[Input, None, None]:
         """What steps from `first` on are given, in order; read and cut in threads while the caller takes a step.
 
         Two batches are cut ahead. To be closed where it is left before its end.
 
         Args:
-            size: of crops, (H, W). pinned: in memory that a GPU copies from by itself.
+            size: of crops, (H, W). device: where the model is. A GPU resizes the crops itself, from memory that it
+                copies from without being waited for.
 
         Raises:
             DataError: an image that is read again cannot be; in the step that needs it.
         """
 
-        here = ranks.here()
+        here, on_gpu = ranks.here(), device.type == "cuda"
 
         def listed() -> Iterator[tuple[int, int, list[int], int]]:
             for step in range(first, self.steps):
@@ -107,7 +113,10 @@ class Schedule:
 
         def cut(item: tuple[int, int, list[int], int]) -> torch.Tensor:
             _, epoch, _, view = item
-            return self.crop(images, epoch, view, size)
+            crop = self._cut(images, epoch, view)
+            if on_gpu:
+                return torch.empty(crop.shape, dtype=crop.dtype, pin_memory=True).copy_(crop)
+            return augment.resized(crop, size)
 
         crops: list[torch.Tensor] = []
         with closing(ahead(listed(), cut, AHEAD * here.most(self.recipe.batch_size))) as found:
@@ -115,6 +124,6 @@ class Schedule:
                 crops.append(crop)
                 own = here.computed(len(views))
                 if len(crops) == len(own):
-                    joined = torch.empty(len(crops), *crop.shape, dtype=crop.dtype, pin_memory=pinned)
-                    yield Input(step, epoch, views, own, torch.stack(crops, out=joined))
+                    joined = augment.resized_on(device, crops, size) if on_gpu else torch.stack(crops)
+                    yield Input(step, epoch, views, own, joined)
                     crops = []

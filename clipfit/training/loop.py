@@ -22,6 +22,8 @@ from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
 from clipfit.training.step import Fitting
 
+KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
 
 def train(
     clip: Clip,
@@ -52,7 +54,7 @@ def train(
     fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
-    inputs = schedule.inputs(images, clip.image_size, len(reports), pinned=clip.device.type == "cuda")
+    inputs = schedule.inputs(images, clip.image_size, len(reports), clip.device)
     with saving.kept(trained, reports) if saving else contextlib.nullcontext(), contextlib.closing(inputs):
         for step, epoch, views, own, crops in inputs:
             annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -74,12 +76,16 @@ def train(
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels where torch has them; on the CPU all are, for a fixed number of threads."""
-    # under warn_only the fused attention kernels of CUDA stay as they are: sums in any order in the backward pass
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else contextlib.nullcontext()
+    """Deterministic kernels where torch has them; on the CPU all are, for a fixed number of threads.
+
+    On a GPU by torch's strict mode, in which alone the fused kernels of attention add up in a fixed order backward;
+    see `step.settle_for_warnings` for what has no such kernel.
+    """
+    strict = device.type == "cuda"
+    attention = sdpa_kernel(list(KERNELS)) if strict else contextlib.nullcontext()  # puts back what is changed within
     filling: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=not strict)
     filling.fill_uninitialized_memory = False  # costs time, not bits
     try:
         with attention:

@@ -206,6 +206,13 @@ class Fitting:
                 zero_grad()
                 raise
             except (RuntimeError, MemoryError) as error:
+                if lacks_a_deterministic_kernel(error):
+                    settle_for_warnings()
+                    self._say(
+                        f"torch has no deterministic kernel for all of this model ({first_line(error)}): the same "
+                        "command need not give the same bytes again"
+                    )
+                    continue
                 if not ran_out_of_memory(error):
                     raise
                 if any(map(ranks.in_shares, trained(self._objective))):  # others wait for this one in a block
@@ -237,3 +244,19 @@ def ran_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error of torch's, or of Python's, says."""
     words = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
+def lacks_a_deterministic_kernel(error: BaseException) -> bool:
+    """Whether torch's strict mode refused an operation for that."""
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    return strict and "deterministic" in str(error)
+
+
+def settle_for_warnings() -> None:
+    """Deterministic kernels where torch has them, no longer an error where it has none.
+
+    Then the fused kernels of attention add up in any order backward: the plain one takes their place.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for enable in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        enable(False)
