@@ -31,6 +31,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 WAIT = timedelta(days=7)  # for one another: one that has ended is noticed, and one may write for long
 SMALL = 2**20  # numbers of a gradient: those below are summed together, for each sum has its latency
 TOGETHER = 2**24
+SPOKEN, ALL_IS_WELL = "spoken", "all is well"  # messages between processes
 PATIENCE = 8.0  # seconds that a process which fails waits for one that has more to say
 
 
@@ -193,7 +194,7 @@ class Ranks:
         try:
             distributed.all_reduce(tensor)
         except RuntimeError as error:
-            time.sleep(PATIENCE)  # whoever ends the others, ends this one by a signal
+            _wait_for_the_first()  # whoever ends the others, ends this one by a signal
             raise Lost(first_line(error)) from error
 
 
@@ -282,13 +283,37 @@ def speaks(error: BaseException) -> bool:
         return own.leads
     if not own.leads and isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
         return False
+    if not (own.leads or isinstance(error, Lost)):  # who lost another has waited
+        _wait_for_the_first()
     try:
-        if not own.leads:
-            with contextlib.suppress(RuntimeError):  # nobody spoke
-                _store.wait(["spoken"], timedelta(seconds=PATIENCE))
-        return bool(_store.add("spoken", 1) == 1)
+        return bool(_store.add(SPOKEN, 1) == 1)
     except RuntimeError:  # whoever held the store has ended
         return own.leads
+
+
+def _wait_for_the_first() -> None:
+    """Until it has said why it ends, or that there is no more to say; not for ever."""
+    if _store is None:
+        time.sleep(PATIENCE)
+        return
+    with contextlib.suppress(RuntimeError):  # nobody spoke, or whoever held the store has ended
+        _store.wait([SPOKEN], timedelta(seconds=PATIENCE))
+
+
+def end_silently() -> None:
+    """By the first: it ends before its time, and all is well (nobody reads its output any more)."""
+    if _store is not None:
+        with contextlib.suppress(RuntimeError):
+            _store.set(ALL_IS_WELL, "")
+            _store.add(SPOKEN, 1)
+
+
+def ended_silently() -> bool:
+    """Whether the first did."""
+    try:
+        return _store is not None and bool(_store.check([ALL_IS_WELL]))
+    except RuntimeError:  # whoever held the store has ended
+        return False
 
 
 @contextlib.contextmanager

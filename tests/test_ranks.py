@@ -517,6 +517,16 @@ def test_several_processes_go_on_with_rows(split_run, split, tmp_path):
     assert [result.code for result in results] == [0, 0]
 
 
+def test_where_nobody_reads_the_rows_of_the_first_all_end_well(split_run, split, tmp_path, monkeypatch):
+    def head(self, lines, vectors):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Spool, "append", head)
+    monkeypatch.setattr(ranks, "PATIENCE", 120.0)  # nobody waits for words that will not come
+    results = torchrun(tmp_path, 3, "predict", split_run, split / "test", "--batch-size", "2", "--output", "rows.jsonl")
+    assert [(result.code, errors([result])) for result in results] == [(0, [])] * 3
+
+
 def test_what_processes_do_not_share_is_said_once(split_run, split, tmp_path):
     with tarfile.open(tmp_path / "some.tar", "w") as archive:
         archive.add(split / "test", "test")

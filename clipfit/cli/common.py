@@ -71,6 +71,10 @@ def ended(work: Callable[[], None], as_json: bool) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error)
+        if ending.code == 0 and ranks.started().leads:
+            ranks.end_silently()
+        elif isinstance(error, ranks.Lost) and ranks.ended_silently():
+            ending = Ending(0)
         speaks = bool(ending.message) and ranks.speaks(error)
     if speaks:
         if own := ranks.started().rank:
