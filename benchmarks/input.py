@@ -32,10 +32,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from predict import random_model
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
@@ -52,7 +51,6 @@ from clipfit.measure import scoring
 from clipfit.measure.metrics import estimate
 from clipfit.methods import METHODS, Task
 from clipfit.model import loading
-from clipfit.model.sources import quiet
 from clipfit.prompts import prompts
 from clipfit.runs import start
 from clipfit.training import loop
@@ -108,18 +106,6 @@ class Ready(Schedule):
             yield Input(step, epoch, views, range(len(views)), crops)
 
 
-def model_folder(place: Path, name: str) -> str:
-    """The model with random weights."""
-    place.mkdir()
-    torch.manual_seed(0)
-    with quiet():
-        model = open_clip.create_model(name)
-    record = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, place / "open_clip_model.safetensors")
-    (place / "open_clip_config.json").write_text(json.dumps(record), "utf-8")
-    return f"local-dir:{place}"
-
-
 class Watch(Silent):
     """When steps ended, by the clock and in seconds of all cores."""
 
@@ -161,7 +147,7 @@ def steps(args: argparse.Namespace) -> None:
     print("| JPEGs | in the cache | bare, s | `adapt`, s | speed of the bare step | cores' time of the bare step |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        model = model_folder(Path(folder) / "model", args.model)
+        model = str(random_model(Path(folder) / "model", args.model))
         for size in SIZES:
             place = folder_of(Path(folder) / f"{size[0]}", size, args.shots)
             for cache in (2**31, 0):

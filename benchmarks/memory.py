@@ -19,17 +19,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from predict import photographs, random_model
+from step import Step, clip_of
 
-from clipfit.config import Recipe
-from clipfit.methods import METHODS, Task
-from clipfit.methods.batch import Batch
 from clipfit.model import checkpointing
-from clipfit.model.clip import Clip
-from clipfit.model.named import Additions
-from clipfit.model.sources import Source, quiet
-from clipfit.prompts import prompts
-from clipfit.streams import Rows
-from clipfit.training.state import Trained
 from clipfit.training.step import Fitting
 
 MODEL = "ViT-B-32"
@@ -43,43 +36,27 @@ def peak() -> int:
 
 def step(method: str, classes: int, batch: int, part: int | None, checkpoint: bool) -> tuple[int, int, int]:
     """Bytes at most: before there was a model, held by weights and what is kept of each, and after a step."""
-    import open_clip
-
     torch.set_num_threads(1)
     before = peak()
-    with quiet():
-        model = open_clip.create_model(MODEL)
-    source = Source(MODEL, None, "", open_clip.get_model_config(MODEL), open_clip.get_model_preprocess_cfg(model))
-    row = METHODS[method]
-    options = row.configure({})
-    clip = Clip(model, source, torch.device("cpu"), Additions(row.edits(options)))
-    tokens = clip.tokenize(prompts([f"thing number {k}" for k in range(classes)], "a photo of a {}"))
-    objective = row.build(Task(clip, tokens), options)
-    trained = Trained.of(clip, objective.groups, Recipe(learning_rate=1e-9))
-    fitting = Fitting(objective, part)
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(batch, 3, *clip.image_size, generator=draw)
-    made = Batch.of(images, [k % classes for k in range(batch)], Rows(0, tuple(range(batch))))
-
-    for parameter in trained.parameters.values():
+    made = Step.of(MODEL, method, classes, batch, "fp32")
+    made.fitting = Fitting(made.objective, part)
+    for parameter in made.trained.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    trained.step(1.0)  # now there are moments
+    made.trained.step(1.0)  # now there are moments
+    clip = made.objective.clip
     with checkpointing.checkpointed(clip) if checkpoint else contextlib.nullcontext():
-        fitting.accumulate(made, trained.zero_grad)
-    trained.step(1.0)
+        made()
     weights = sum(p.numel() * p.element_size() for p in clip.model.parameters())
-    teacher = sum(p.numel() * p.element_size() for p in model.visual.parameters()) if objective.teacher else 0
+    visual = clip.model.visual.parameters()
+    teacher = sum(p.numel() * p.element_size() for p in visual) if made.objective.teacher else 0
     return before, 4 * weights + teacher, peak()
 
 
 def bare(batch: int) -> tuple[int, int]:
     """Bytes at most: before there was a model, and after a step of image towers and AdamW alone."""
-    import open_clip
-
     torch.set_num_threads(1)
     before = peak()
-    with quiet():
-        model = open_clip.create_model(MODEL)
+    model = clip_of(MODEL, "finetune").model
     frozen = copy.deepcopy(model.visual).requires_grad_(False)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
     images = torch.randn(batch, 3, 224, 224)
@@ -108,8 +85,6 @@ def whole(root: Path, batch: int, method: str) -> tuple[int, int]:
 
 def compared(batch: int, method: str) -> None:
     """The table of the whole command, on two batches of JPEGs."""
-    from predict import photographs, random_model
-
     print(f"\n{MODEL}, batch {batch}: beyond a process that has loaded torch and clipfit\n")
     print("| what | peak, GiB | over the bare step |\n|---|---|---|")
     found = {}

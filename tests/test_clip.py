@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TEXT, VISION, make_model, picture
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipfit import ModelError, UsageError
 from clipfit.model import clip, devices, loading, weights
@@ -243,3 +244,19 @@ def test_devices_and_precision():
         devices.resolve_device("warp")
     assert devices.resolve_precision("fp32", torch.device("cuda")) == "fp32"
     assert devices.resolve_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_weights_that_are_replaced_are_not_filled_with_random_numbers(models):
+    """Which took most of the time."""
+    seen = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Noting():
+        made = loading.load(models["vit"])
+        loading.rebuild(made.source, made.state())
+    assert "copy_" in seen
+    assert not {"normal_", "uniform_"} & set(seen)

@@ -37,6 +37,13 @@ def test_wilson_interval(right, n, low, high):
     assert wilson_interval(right, n) == pytest.approx((low, high), abs=5.1e-5)
 
 
+def test_wilson_interval_is_that_of_scipy():
+    for n in (1, 2, 7, 60):
+        for right in range(n + 1):
+            theirs = binomtest(right, n).proportion_ci(0.9, method="wilson")
+            assert wilson_interval(right, n, 0.9) == pytest.approx((theirs.low, theirs.high), abs=1e-15)
+
+
 def test_wilson_interval_by_hand():
     """5 of 10 at z = 2: centre (0.5 + 4/20) / 1.4 = 0.5; half 2/1.4 · √(0.025 + 0.01) = 0.26726."""
     found = wilson_interval(5, 10, confidence=math.erf(math.sqrt(2)))

@@ -6,9 +6,11 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
+from torch.overrides import TorchFunctionMode
 
 from clipfit.errors import ModelError, first_line
 from clipfit.model import compat, hub, lora, sources, tokenizing, weights
@@ -119,9 +121,23 @@ def _require_same(source: Source, found: str) -> None:
         )
 
 
+class _Unfilled(TorchFunctionMode):
+    """Tensors are not filled with random numbers, which for weights that are loaded then takes most of the time."""
+
+    FILLING = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
+               "xavier_normal_")  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As torch's, but for these functions of a tensor, their first argument."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _built(origin: Origin | Source) -> compat.Model:
-    """The architecture, with random weights. Raises ModelError where open_clip cannot build it."""
-    with quiet():
+    """The architecture, whose weights are still to be loaded. Raises ModelError where open_clip cannot build it."""
+    with quiet(), _Unfilled():
         try:
             return compat.build(origin.model_cfg)
         except Exception as error:
