@@ -9,6 +9,8 @@ import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.config.lora import LoraSettings
+from clipfit.data import augment
+from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.lora import Adapters
 from clipfit.streams import Rows
@@ -47,3 +49,26 @@ def test_a_dropout_mask_of_a_text_that_is_cut_shorter_has_the_same_numbers():
     with adapters.drawing(Rows(0, (3, 5))):
         whole, cut = (adapters.mask("text", 1, length, 512) for length in (77, 9))
     assert torch.equal(whole[:, :, :9], cut)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_command_gives_the_same_bytes(
+    split: Path, models: dict[str, str], tmp_path: Path, method: str, tuning: str
+) -> None:
+    """In bf16, in which attention's fused kernels compute."""
+    weights = []
+    for name in ("one", "two"):
+        config = AdaptConfig(
+            split, method, models["vit"], tuning=tuning, device="cuda", precision="bf16", output=tmp_path / name
+        )
+        weights.append((adapt(config).run / "finetuned.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_crops_are_resized_as_on_the_cpu_but_for_rounding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    crops = [torch.randint(256, (3, *sides), generator=draw, dtype=torch.uint8) for sides in ((90, 70), (24, 31))]
+    ours = augment.resized_on(torch.device("cuda"), [crop.pin_memory() for crop in crops], (32, 40)).cpu()
+    expected = torch.stack([augment.resized(crop, (32, 40)) for crop in crops])
+    assert (ours.int() - expected.int()).abs().max() <= 1
