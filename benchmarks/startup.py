@@ -19,8 +19,18 @@ import tempfile
 from pathlib import Path
 
 SHOTS = Path(__file__).parent.parent / "examples" / "shots"
-BARE = "import torch, open_clip"
-NOTHING = "pass"
+END = "; import os; os._exit(0)"  # where `clipfit evaluate` is ended too: what a process clears away does not count
+NOTHING = "pass" + END
+BARE = "import torch, open_clip" + END
+COMMAND_LINE = """
+import os, sys, torch, open_clip, rich.console, rich.progress, typer
+app = typer.Typer()
+@app.command()
+def end(number: int = 1):
+    os._exit(0)
+sys.argv[1:] = []
+app()
+"""
 VERSION = "import sys; sys.argv[1:] = ['--version']; from clipfit.cli import main; main()"
 EVALUATE = """
 import os, sys
@@ -40,7 +50,7 @@ from clipfit.data import layout
 from clipfit.data.images import decode
 for sample in layout.read(Path(sys.argv[1])).test:
     decode(sample.path)
-"""
+""" + END[1:].strip()
 
 
 def seconds(program: str, *arguments: str) -> float:
@@ -66,6 +76,7 @@ def main() -> None:
             "python": (NOTHING,),
             "clipfit --version": (VERSION,),
             "import torch, open_clip": (BARE,),
+            "… and a command of typer's, and rich": (COMMAND_LINE,),
             "… and decode the test images": (DECODE, str(SHOTS)),
             "clipfit evaluate, up to its first forward pass": (EVALUATE, str(run)),
         }

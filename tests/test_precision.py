@@ -12,7 +12,7 @@ from conftest import Cli, task_of
 from families import FAMILIES, make_family
 from safetensors.torch import load_file
 
-from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate, load
+from clipfit import AdaptConfig, EvaluateConfig, UsageError, adapt, evaluate, load
 from clipfit.engines import TORCH, Engine
 from clipfit.methods import METHODS
 from clipfit.methods.batch import Batch
@@ -191,3 +191,18 @@ def test_evaluate_in_bf16_rounds_no_weights_before_it_averages_them(split, model
         assert alone.kept is not None
         for path in alone.kept.glob("*.safetensors"):
             assert torch.equal(load_file(path)["logits"], several[path.name])
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
+    told = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.tensor(0.0))
+    assert devices.resolve_device("auto") == devices.resolve_device("cuda") == torch.device("cuda:1")
+    assert devices.resolve_device("cpu") == torch.device("cpu")
+    assert chosen == ["cuda:1"] * 2
+    with pytest.raises(UsageError, match="a GPU of its own: give --device cuda, not cuda:0"):
+        devices.resolve_device("cuda:0")

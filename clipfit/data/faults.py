@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from clipfit.data.copies import first_of_each
 from clipfit.data.findings import Finding, error, hint
@@ -126,6 +124,9 @@ def _correlating(thumbs: Sequence[np.ndarray]) -> torch.Tensor:
 
 def _joined(group: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """The number of each one's group after i and j are joined."""
+    from scipy.sparse import coo_matrix  # takes a while to import
+    from scipy.sparse.csgraph import connected_components
+
     n = len(group)
     rows, columns = np.concatenate([i, np.arange(n)]), np.concatenate([j, _representative(group)])
     joined: np.ndarray = connected_components(coo_matrix((np.ones(len(rows)), (rows, columns)), (n, n)), False)[1]

@@ -12,10 +12,10 @@ import torch
 
 from clipfit.config.shared import RUNTIMES, TORCH
 from clipfit.engines import sessions
-from clipfit.engines.tower import Tower
 from clipfit.errors import UsageError
 from clipfit.model import devices
 from clipfit.model.clip import Clip
+from clipfit.model.named import ImageEngine
 
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 WRITING = ("onnx", "onnxscript")  # to have a model in memory as a graph
@@ -36,7 +36,13 @@ class Engine:
         clip.precision = self.precision
         if self.precision == "bf16" and self.runtime == TORCH and not clip.edits:  # edits invert the head as it is
             devices.round_products(clip.model.visual)
-        clip.tower = None if self.runtime == TORCH else Tower(clip, self.runtime)
+        clip.tower = None if self.runtime == TORCH else _tower(clip, self.runtime)
+
+
+def _tower(clip: Clip, runtime: str) -> ImageEngine:
+    from clipfit.engines.tower import Tower  # and with it how graphs are written, which takes a while to import
+
+    return Tower(clip, runtime)
 
 
 def require_installed(runtime: str, written: bool = True) -> None:

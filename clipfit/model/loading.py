@@ -46,7 +46,7 @@ def fetch(
         preprocess_cfg={**origin.preprocess_cfg, "size": compat.recorded_size(model)},
         adapt_defaults=origin.adapt_defaults,
     )
-    if additions or tokenizing.is_of_transformers(source):
+    if additions not in (None, Additions()) or tokenizing.is_of_transformers(source):
         Clip(model, source, torch.device("cpu"), additions)  # raises now what it would raise after gigabytes
     if adapters:
         lora.require_attention(model)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import rich.console
 from rich.text import Text
 
 from clipfit.data.findings import Finding
 from clipfit.report.evaluation import empty_table, line
 from clipfit.text import printable
-from clipfit.verbs.check import Checked
+
+if TYPE_CHECKING:
+    from clipfit.verbs.check import Checked
 
 MOST_CLASSES = 40  # with a row each; of more, a sum
 MOST = 5  # findings of a kind that are shown; all are in the document

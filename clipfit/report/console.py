@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import rich.box
 import rich.console
@@ -12,19 +13,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipfit import ranks
 from clipfit.events import CountReport, StepReport
-from clipfit.formats.proof import Agreement, Proof
-from clipfit.measure.forecast import Forecast
-from clipfit.report import benchmark, check, evaluation, forgetting
+from clipfit.report import check, evaluation, forgetting
 from clipfit.report.pace import Pace
 from clipfit.text import printable
-from clipfit.verbs.adapt import AdaptResult
-from clipfit.verbs.benchmark import Benchmarked
-from clipfit.verbs.check import Checked
-from clipfit.verbs.evaluate import Evaluation
-from clipfit.verbs.explain import Explained
-from clipfit.verbs.export import ExportResult
-from clipfit.verbs.predict import PredictResult
-from clipfit.verbs.report import Reported
+
+if TYPE_CHECKING:  # a command imports its own verb alone
+    from clipfit.formats.proof import Agreement, Proof
+    from clipfit.measure.forecast import Forecast
+    from clipfit.verbs.adapt import AdaptResult
+    from clipfit.verbs.benchmark import Benchmarked
+    from clipfit.verbs.check import Checked
+    from clipfit.verbs.evaluate import Evaluation
+    from clipfit.verbs.explain import Explained
+    from clipfit.verbs.export import ExportResult
+    from clipfit.verbs.predict import PredictResult
+    from clipfit.verbs.report import Reported
 
 
 class Console:
@@ -125,6 +128,8 @@ class Console:
 
     def benchmarked(self, result: Benchmarked) -> None:
         """The table of `benchmark`, and how far the plan is."""
+        from clipfit.report import benchmark  # takes a while to import
+
         self._stop()
         benchmark.show(self._out, result)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import rich.box
 import rich.console
@@ -13,7 +14,9 @@ from clipfit.measure.figures import PARTS, AlphaResult
 from clipfit.measure.metrics import Accuracy, Difference
 from clipfit.measure.reliability import Certainty
 from clipfit.text import printable
-from clipfit.verbs.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from clipfit.verbs.evaluate import Evaluation
 
 
 def show(out: rich.console.Console, result: Evaluation, per_class: bool) -> None:

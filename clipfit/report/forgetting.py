@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import rich.console
 
 from clipfit.measure.forgetting import Drift, Retained
 from clipfit.report.evaluation import empty_table, judged, line, points, share
-from clipfit.verbs.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from clipfit.verbs.evaluate import Evaluation
 
 
 def show(out: rich.console.Console, result: Evaluation) -> None:
