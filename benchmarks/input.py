@@ -2,6 +2,7 @@
 
     python benchmarks/input.py steps [--model ViT-B-32] [--epochs 20] [--shots 32] [--threads 2]
     python benchmarks/input.py costs
+    python benchmarks/input.py launches [--turns 20]
     python benchmarks/input.py accuracy FOLDER [--seeds 10] [--least 0.5 0.08]
 
 steps: a model with random weights adapts (cite) to JPEGs that are drawn here, with all of them in the cache and with
@@ -14,6 +15,9 @@ costs: the processor's milliseconds an image, on one thread, of what training di
 reduced ones; and how much a crop of the one differs from the same crop of the other: the mean of absolute differences,
 white being 255.
 
+launches: what threads beside it cost a thread that launches small operators, one after another, as a step on a GPU
+does; seen without one.
+
 accuracy: cite with clipfit-tiny on FOLDER/train, whose photographs are large beside its 64 pixels, measured on
 FOLDER/test, at every seed once with whole pictures and once with reduced ones: the mean difference with its 95%
 interval over seeds (Student's t), and the standard deviation between seeds, which crops of other places alone make.
@@ -22,6 +26,7 @@ interval over seeds (Student's t), and the standard deviation between seeds, whi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -41,8 +46,8 @@ from torchvision.transforms.functional import pil_to_tensor, resized_crop
 from clipfit import AdaptConfig, Recipe, adapt
 from clipfit.adaptation import Adaptation
 from clipfit.data import layout
-from clipfit.data.ahead import cores
-from clipfit.data.augment import Enough, random_resized_crop
+from clipfit.data.ahead import ahead, cores
+from clipfit.data.augment import Enough, random_crop, random_resized_crop, resized
 from clipfit.data.images import ImageStore, decode
 from clipfit.data.loaded import ShotFiles
 from clipfit.ensemble import interpolate
@@ -245,6 +250,49 @@ def differs(one: torch.Tensor, other: torch.Tensor, side: float) -> float:
     return float((seen[0] - seen[1]).abs().mean())
 
 
+# ---- threads beside one that launches
+
+
+def launches(args: argparse.Namespace) -> None:
+    """The table of `launches`."""
+    torch.set_num_threads(1)
+    how = Recipe().crop_scale, Recipe().crop_ratio
+    pictures = [pil_to_tensor(drawn(SIZES[0], number)) for number in range(4)]
+
+    def cut(number: int) -> torch.Tensor:
+        return random_crop(pictures[number % 4], *how, torch.Generator().manual_seed(number))
+
+    beside: dict[str, Callable[[int], torch.Tensor] | None] = {
+        "none": None,
+        "resize crops, as for a processor": lambda number: resized(cut(number), (224, 224)),
+        "copy what crops show, as for a GPU": lambda number: cut(number).contiguous(),
+    }
+    print(f"{SMALL} operators on 16 numbers, torch {torch.__version__}, {cores()} cores, {args.turns} turns\n")
+    print("| threads | ms, median | of alone |\n|---|---|---|")
+    alone = 0.0
+    for name, work in beside.items():
+        found = 1e3 * launched(work, args.turns)
+        alone = alone or found
+        print(f"| {name} | {found:.1f} | {found / alone:.1f} |", flush=True)
+
+
+SMALL = 2400  # operators, as many as a step of cite launches on a GPU
+
+
+def launched(beside: Callable[[int], torch.Tensor] | None, turns: int) -> float:
+    """Seconds by the clock that a thread takes for many small operators, beside threads that are two batches ahead."""
+    found, numbers = [], torch.ones(16)
+    with contextlib.closing(ahead(range(32 * (turns + 2)), beside or (lambda number: numbers), 64)) as crops:
+        for _ in range(turns):
+            for _ in range(32 if beside else 0):
+                next(crops)
+            began, value = time.perf_counter(), numbers
+            for _ in range(SMALL):
+                value = value * 1.0001
+            found.append(time.perf_counter() - began)
+    return float(np.median(found))
+
+
 # ---- accuracy
 
 
@@ -302,6 +350,9 @@ def main() -> None:
     one.add_argument("--threads", type=int, default=2)
     one.set_defaults(do=steps)
     tables.add_parser("costs").set_defaults(do=costs)
+    launching = tables.add_parser("launches")
+    launching.add_argument("--turns", type=int, default=20)
+    launching.set_defaults(do=launches)
     other = tables.add_parser("accuracy")
     other.add_argument("folder", type=Path)
     other.add_argument("--seeds", type=int, default=10)
