@@ -260,16 +260,30 @@ def joined() -> Iterator[None]:
 
     distributed: Any = torch.distributed
     _store = next(distributed.rendezvous("env://"))[0]
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        store=distributed.PrefixStore("group", _store),
-        rank=own.rank,
-        world_size=own.count,
-        timeout=WAIT,
-    )
+    with _nothing_on_stdout():
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=distributed.PrefixStore("group", _store),
+            rank=own.rank,
+            world_size=own.count,
+            timeout=WAIT,
+        )
     with among(own):
         yield
     distributed.destroy_process_group()  # not where it ended badly: others may be in the middle of something
+
+
+@contextlib.contextmanager
+def _nothing_on_stdout() -> Iterator[None]:
+    """Within: what is printed there, by other languages' code too, is dropped. Some gloo's say whom they have met."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def speaks(error: BaseException) -> bool:

@@ -21,7 +21,6 @@ from processes import Found, together, torchrun
 from safetensors.torch import load_file
 from test_objectives import NAMES
 from test_step import LABELS, Hungry, a_batch, forget, gradient_of, in_double, plainly
-from torch.distributed import fsdp
 
 from clipfit import AdaptConfig, adapt, ranks
 from clipfit.errors import ClipfitError, DataError, UsageError
@@ -38,7 +37,6 @@ from clipfit.training.step import TEXTS, Fitting, accumulate
 from clipfit.verbs import adapt as adapt_verb
 
 SIZES = [1, 2, None]
-shares = pytest.mark.skipif(not hasattr(fsdp.FSDPModule, sharding.SUMMING), reason="needs torch 2.8 or newer")
 
 
 def the_share_of(clip: Clip, labels: list[int] = LABELS) -> Batch:
@@ -98,7 +96,6 @@ def test_processes_have_the_gradient_of_one(models, method, tuning, context, cou
 
 
 @pytest.mark.usefixtures("doubles")
-@shares
 @pytest.mark.parametrize("labels", [LABELS, [2, 2, 2]], ids=["uneven", "fewer images than processes"])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_in_shares_have_it_too(models, method, labels):
@@ -541,7 +538,6 @@ def test_what_processes_do_not_share_is_said_once(split_run, split, tmp_path):
 # ---- weights in shares
 
 
-@shares
 @pytest.mark.parametrize("method", ["cite", "atha"])
 def test_adapt_in_shares_writes_the_run_of_one_process(flat, models, tmp_path, method):
     """The same but for rounding, which AdamW makes much of where a gradient is nearly 0."""
@@ -558,8 +554,7 @@ def test_adapt_in_shares_writes_the_run_of_one_process(flat, models, tmp_path, m
     assert (apart / moved).sqrt() < 0.05
 
 
-@shares
-def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path, monkeypatch):
+def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path):
     command = ["adapt", flat, "--model", models["vit"], "--shard", "--output", "run"]
     [alone] = torchrun(tmp_path, 1, *command)
     assert (alone.code, "torchrun" in alone.stderr) == (2, True)
@@ -567,14 +562,8 @@ def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path, monkeypatch):
     [said] = errors(results)
     assert "--tuning full" in said
     assert results[0].code == 2
-    monkeypatch.setattr(sharding, "SUMMING", "what_an_older_torch_has_not")
-    results = torchrun(tmp_path, 2, *command)
-    [said] = errors(results)
-    assert f"--shard needs torch 2.8 or newer, which can sum shares up; this is {torch.__version__}" in said
-    assert results[0].code == 2
 
 
-@shares
 @pytest.mark.parametrize(
     ("signum", "step", "said"),
     [

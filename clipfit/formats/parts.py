@@ -8,11 +8,12 @@ text         tokens (n, context length) → embeddings (n, D), of unit norm
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,10 +204,10 @@ def json_facts(part: Part) -> dict[str, str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporter and quantiser say on their way."""
+    """Without what exporter and quantiser say on their way: stdout belongs to data, and some print there."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:

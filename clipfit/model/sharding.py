@@ -19,15 +19,10 @@ from clipfit.model import attention, loading
 from clipfit.model.clip import Clip, FrozenImageTower
 
 Tensor = torch.Tensor
-SUMMING = "set_force_sum_reduction_for_comms"  # of FSDPModule; younger than FSDP2 itself
 
 
 def require_shares(model: Any, tuning: str) -> None:
     """Raises UsageError or ModelError where weights cannot be shared out."""
-    from torch.distributed.fsdp import FSDPModule  # takes a while to import
-
-    if not hasattr(FSDPModule, SUMMING):
-        raise UsageError(f"--shard needs torch 2.8 or newer, which can sum shares up; this is {torch.__version__}.")
     if ranks.here().count == 1:
         raise UsageError("--shard shares the weights out among processes: start them with torchrun, or leave it out.")
     if tuning != "full":
@@ -47,14 +42,14 @@ def sharded(clip: Clip, teacher: Callable[[Tensor], Tensor] | None = None) -> It
     """
     require_shares(clip.model, "full" if clip.adapters is None else "lora")
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # takes a while to import
 
     mesh = init_device_mesh(clip.device.type, (ranks.here().count,))
     for block in [*_blocks(clip.model), *(_blocks(teacher) if isinstance(teacher, FrozenImageTower) else ())]:
         # each stands alone, so that torch takes each for the whole and would keep it together after its forward pass
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
         block.set_gradient_divide_factor(1.0)  # the sum, not the mean
-        getattr(block, SUMMING)(True)
+        block.set_force_sum_reduction_for_comms(True)
     yield
     state = {name: _whole(tensor) for name, tensor in clip.state().items()}
     clip.model = loading.rebuild(clip.source, state, clip.additions, clip.device).model
