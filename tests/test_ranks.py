@@ -627,3 +627,10 @@ def test_processes_that_find_other_shots_do_not_begin(flat, models, tmp_path, mo
     assert "do not find the same shots" in said
     assert results[0].code == DataError.exit_code
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_printed_while_processes_meet_is_dropped(capfd):
+    with ranks._nothing_on_stdout():
+        os.write(1, b"[Gloo] Rank 1 is connected\n")
+    os.write(1, b"a row\n")
+    assert capfd.readouterr().out == "a row\n"
