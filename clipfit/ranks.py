@@ -44,7 +44,8 @@ class Lost(Stopped):
 
     def __init__(self, reason: str):
         super().__init__(signal.SIGTERM)
-        self.args = (f"another process ended before its time ({reason}); nothing was written",)
+        self.why = f"another process ended before its time ({reason})"
+        self.args = (f"{self.why}; nothing was written",)
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,11 @@ def joined() -> Iterator[None]:
 @contextlib.contextmanager
 def _nothing_on_stdout() -> Iterator[None]:
     """Within: what is printed there, by other languages' code too, is dropped. Some gloo's say whom they have met."""
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # it is closed
+        yield
+        return
     try:
         os.dup2(nowhere, 1)
         yield
@@ -307,11 +312,32 @@ def speaks(error: BaseException) -> bool:
 
 def _wait_for_the_first() -> None:
     """Until it has said why it ends, or that there is no more to say; not for ever."""
-    if _store is None:
-        time.sleep(PATIENCE)
-        return
-    with contextlib.suppress(RuntimeError):  # nobody spoke, or whoever held the store has ended
-        _store.wait([SPOKEN], timedelta(seconds=PATIENCE))
+    end = time.monotonic() + PATIENCE
+    with contextlib.suppress(RuntimeError):  # whoever held the store has ended
+        while time.monotonic() < end and not (_store is not None and _store.check([SPOKEN])):
+            time.sleep(0.05)  # a signal ends it, unlike the store's own waiting
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[None]:
+    """Within: where torch itself does something together (with weights in shares), one that has ended is noticed too.
+
+    Raises:
+        Lost: one ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _here.count == 1 or not _of_the_others(error):
+            raise
+        _wait_for_the_first()
+        raise Lost(first_line(error)) from error
+
+
+def _of_the_others(error: RuntimeError) -> bool:
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def end_silently() -> None:

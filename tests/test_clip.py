@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from conftest import TEXT, VISION, make_model, picture
+from families import FAMILIES, make_family
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -246,9 +247,10 @@ def test_devices_and_precision():
     assert devices.resolve_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_weights_that_are_replaced_are_not_filled_with_random_numbers(models):
+@pytest.mark.parametrize("name", ["vit", *FAMILIES])
+def test_weights_that_are_replaced_are_not_filled_with_random_numbers(models, name, tmp_path):
     """Which took most of the time."""
-    seen = []
+    model, seen = models.get(name) or make_family(name, tmp_path), []
 
     class Noting(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -256,7 +258,7 @@ def test_weights_that_are_replaced_are_not_filled_with_random_numbers(models):
             return func(*args, **(kwargs or {}))
 
     with Noting():
-        made = loading.load(models["vit"])
+        made = loading.load(model)
         loading.rebuild(made.source, made.state())
     assert "copy_" in seen
     assert not {"normal_", "uniform_"} & set(seen)

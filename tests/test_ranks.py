@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -521,8 +522,16 @@ def test_where_nobody_reads_the_rows_of_the_first_all_end_well(split_run, split,
     def head(self, lines, vectors):
         raise BrokenPipeError
 
+    def impatient(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) > 100:  # for words that will not come
+            os._exit(99)
+        usual(seconds)
+
+    usual, waits = time.sleep, []
     monkeypatch.setattr(Spool, "append", head)
-    monkeypatch.setattr(ranks, "PATIENCE", 120.0)  # nobody waits for words that will not come
+    monkeypatch.setattr(ranks, "PATIENCE", 1e9)
+    monkeypatch.setattr(ranks.time, "sleep", impatient)
     results = torchrun(tmp_path, 3, "predict", split_run, split / "test", "--batch-size", "2", "--output", "rows.jsonl")
     assert [(result.code, errors([result])) for result in results] == [(0, [])] * 3
 
@@ -569,7 +578,7 @@ def test_what_cannot_be_in_shares_is_said(flat, models, tmp_path):
     [
         (signal.SIGINT, 4, r"(interrupted|terminated): \S*state.safetensors is kept"),
         (signal.SIGINT, 2, "(interrupted|terminated): nothing was written"),  # before the first state
-        pytest.param(signal.SIGKILL, 4, None, marks=pytest.mark.slow),
+        (signal.SIGKILL, 4, None),
     ],
 )
 def test_what_was_in_shares_goes_on_to_the_same_bytes(flat, models, tmp_path, monkeypatch, signum, step, said):
@@ -627,6 +636,15 @@ def test_processes_that_find_other_shots_do_not_begin(flat, models, tmp_path, mo
     assert "do not find the same shots" in said
     assert results[0].code == DataError.exit_code
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_that_is_killed_among_shares_is_no_fault(flat, models, tmp_path, monkeypatch):
+    command = ["adapt", flat, "--model", models["vit"], "--shard", "--save-every", "2", "--output", "run"]
+    at_step(monkeypatch, 4, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    first, _ = torchrun(tmp_path, 2, *command)
+    assert first.code == 128 + signal.SIGTERM
+    [said] = errors([first])
+    assert re.match(r"terminated: \S*state.safetensors is kept; the same command with --resume goes on from it", said)
 
 
 def test_what_is_printed_while_processes_meet_is_dropped(capfd):

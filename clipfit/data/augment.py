@@ -98,12 +98,14 @@ def resized(crop: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def resized_on(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """Crops (3, h, w) uint8 of sides of their own → (B, 3, *size) uint8 on a GPU; copied without waiting if pinned.
+    """Crops (3, h, w) uint8 of sides of their own → (B, 3, *size) uint8 on a GPU, without waiting for it.
 
     It rounds as the device does: a pixel may be one of 255 away from what `resized` makes of it.
     """
-    parts = [
-        F.interpolate(crop.to(device, non_blocking=True)[None].float(), size, mode="bicubic", antialias=True)
-        for crop in crops
-    ]
-    return torch.cat(parts).round_().clamp_(0, 255).to(torch.uint8)
+    joined = torch.empty(len(crops), 3, *size, dtype=torch.uint8, device=device)
+    for place, crop in zip(joined, crops, strict=True):
+        # pinned now, not where it was cut: of batches to come memory need not be locked
+        given = crop.pin_memory() if device.type == "cuda" else crop
+        there = given.to(device, non_blocking=True)[None].float()
+        place.copy_(F.interpolate(there, size, mode="bicubic", antialias=True)[0].round_().clamp_(0, 255))
+    return joined

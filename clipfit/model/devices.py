@@ -26,7 +26,7 @@ def resolve_device(device: str) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
     try:
         torch.zeros((), device=device).item()
-        if ":" in device and device.startswith("cuda"):
+        if ranks.started().count > 1 and device.startswith("cuda"):
             torch.cuda.set_device(device)  # what names no GPU would take memory on the first one
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

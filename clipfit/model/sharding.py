@@ -51,7 +51,8 @@ def sharded(clip: Clip, teacher: Callable[[Tensor], Tensor] | None = None) -> It
         block.set_gradient_divide_factor(1.0)  # the sum, not the mean
         block.set_force_sum_reduction_for_comms(True)
     yield
-    state = {name: _whole(tensor) for name, tensor in clip.state().items()}
+    with ranks.noticing():
+        state = {name: _whole(tensor) for name, tensor in clip.state().items()}
     clip.model = loading.rebuild(clip.source, state, clip.additions, clip.device).model
 
 

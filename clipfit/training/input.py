@@ -114,9 +114,7 @@ class Schedule:
         def cut(item: tuple[int, int, list[int], int]) -> torch.Tensor:
             _, epoch, _, view = item
             crop = self._cut(images, epoch, view)
-            if on_gpu:
-                return torch.empty(crop.shape, dtype=crop.dtype, pin_memory=True).copy_(crop)
-            return augment.resized(crop, size)
+            return crop.contiguous() if on_gpu else augment.resized(crop, size)
 
         crops: list[torch.Tensor] = []
         with closing(ahead(listed(), cut, AHEAD * here.most(self.recipe.batch_size))) as found:

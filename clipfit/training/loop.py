@@ -55,7 +55,8 @@ def train(
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
     inputs = schedule.inputs(images, clip.image_size, len(reports), clip.device)
-    with saving.kept(trained, reports) if saving else contextlib.nullcontext(), contextlib.closing(inputs):
+    keeping = saving.kept(trained, reports) if saving else contextlib.nullcontext()
+    with keeping, ranks.noticing(), contextlib.closing(inputs):
         for step, epoch, views, own, crops in inputs:
             annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
             labels = [schedule.labels[view % len(images)] for view in views]

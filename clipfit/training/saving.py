@@ -70,13 +70,16 @@ class Saving:
         try:
             yield
         except KeyboardInterrupt as stop:
+            why = f" ({stop.why})" if isinstance(stop, ranks.Lost) else ""
             if ranks.here().leads and trained.in_shares:
                 if self._has_own:
-                    stop.args = (f"{self.path} is kept; the same command with --resume goes on from it",)
+                    stop.args = (f"{self.path} is kept; the same command with --resume goes on from it{why}",)
             elif reports and ranks.here().leads:
                 with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
                     self.save(trained, reports)
-                stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on",)
+                stop.args = (
+                    f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on{why}",
+                )
             raise
 
     def due(self, step: int, steps: int) -> bool:

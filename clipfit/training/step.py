@@ -207,6 +207,11 @@ class Fitting:
                 raise
             except (RuntimeError, MemoryError) as error:
                 if lacks_a_deterministic_kernel(error):
+                    if self._in_shares():
+                        raise UsageError(
+                            f"torch has no deterministic kernel for all of this model ({first_line(error)}), and "
+                            "blocks in shares cannot begin a step anew: leave out --shard."
+                        ) from error
                     settle_for_warnings()
                     self._say(
                         f"torch has no deterministic kernel for all of this model ({first_line(error)}): the same "
@@ -215,7 +220,7 @@ class Fitting:
                     continue
                 if not ran_out_of_memory(error):
                     raise
-                if any(map(ranks.in_shares, trained(self._objective))):  # others wait for this one in a block
+                if self._in_shares():  # others wait for this one in a block
                     raise UsageError(
                         f"the memory does not hold this many images beside the weights' shares ({first_line(error)}): "
                         "give a smaller --micro-batch, or take more processes."
@@ -238,6 +243,9 @@ class Fitting:
             )
             self._size = size
         return loss
+
+    def _in_shares(self) -> bool:
+        return any(map(ranks.in_shares, trained(self._objective)))
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
