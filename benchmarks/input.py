@@ -47,7 +47,7 @@ from clipfit import AdaptConfig, Recipe, adapt
 from clipfit.adaptation import Adaptation
 from clipfit.data import layout
 from clipfit.data.ahead import ahead, cores
-from clipfit.data.augment import Enough, random_crop, random_resized_crop, resized
+from clipfit.data.augment import Enough, random_crop, resized
 from clipfit.data.images import ImageStore, decode
 from clipfit.data.loaded import ShotFiles
 from clipfit.ensemble import interpolate
@@ -219,7 +219,7 @@ def crops(image: torch.Tensor, how: tuple[tuple[float, float], ...]) -> None:
     """32 of one image."""
     draw = torch.Generator().manual_seed(0)
     for _ in range(32):
-        random_resized_crop(image, (224, 224), how[0], how[1], draw)
+        resized(random_crop(image, how[0], how[1], draw), (224, 224))
 
 
 def fastest(work: Callable[[], object], times: int) -> float:

@@ -102,7 +102,7 @@ def costs_of(model: str, pictures: list[Path]) -> Costs:
     """By the bare parts."""
     from torchvision.transforms.functional import pil_to_tensor
 
-    from clipfit.data.augment import random_resized_crop
+    from clipfit.data.augment import random_crop, resized
 
     clip, batch = clip_of(model, "finetune"), 16
     visual, config = clip.model.visual, open_clip.get_model_config(model)
@@ -124,7 +124,7 @@ def costs_of(model: str, pictures: list[Path]) -> Costs:
         text=ahead * text_flops(config) / image_flops(config),
         update=median(lambda: step.trained.step(1.0)),
         view=median(lambda: [clip.geometry(decode(p)) for p in pictures[:8]]) / 8,
-        crop=median(lambda: [random_resized_crop(t, clip.image_size, (0.5, 1.0), (0.75, 1.33), draw) for t in tensors])
+        crop=median(lambda: [resized(random_crop(t, (0.5, 1.0), (0.75, 1.33), draw), clip.image_size) for t in tensors])
         / 8,
     )
 

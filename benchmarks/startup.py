@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 
 SHOTS = Path(__file__).parent.parent / "examples" / "shots"
-END = "; import os; os._exit(0)"  # where `clipfit evaluate` is ended too: what a process clears away does not count
-NOTHING = "pass" + END
-BARE = "import torch, open_clip" + END
+END = "import os; os._exit(0)"  # where `clipfit evaluate` is ended too: what a process clears away does not count
+BARE = "import torch, open_clip; " + END
 COMMAND_LINE = """
 import os, sys, torch, open_clip, rich.console, rich.progress, typer
 app = typer.Typer()
@@ -42,7 +41,8 @@ Clip.text_features = Clip._embedded = end
 sys.argv[1:] = ["evaluate", sys.argv[1]]
 main()
 """
-DECODE = """
+DECODE = (
+    """
 import sys
 from pathlib import Path
 import torch, open_clip
@@ -50,7 +50,9 @@ from clipfit.data import layout
 from clipfit.data.images import decode
 for sample in layout.read(Path(sys.argv[1])).test:
     decode(sample.path)
-""" + END[1:].strip()
+"""
+    + END
+)
 
 
 def seconds(program: str, *arguments: str) -> float:
@@ -73,7 +75,7 @@ def main() -> None:
         given = ["adapt", str(SHOTS), "--model", "clipfit-tiny", "--epochs", "1", "--output", str(run)]
         subprocess.run([sys.executable, "-m", "clipfit", *given], capture_output=True, check=True)
         programs = {
-            "python": (NOTHING,),
+            "python": (END,),
             "clipfit --version": (VERSION,),
             "import torch, open_clip": (BARE,),
             "… and a command of typer's, and rich": (COMMAND_LINE,),

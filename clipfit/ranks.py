@@ -249,6 +249,11 @@ def here() -> Ranks:
     return _here
 
 
+def agree(own: object) -> bool:
+    """Whether all that work together have the same here, as it is written out; asked before they go by it."""
+    return len(set(_here.all_told(repr(own)))) == 1
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Within: the processes that torchrun started work together; where it started none, nothing is done."""

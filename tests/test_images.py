@@ -15,7 +15,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit import DataError
-from clipfit.data.augment import crop_box, random_resized_crop
+from clipfit.data.augment import crop_box, random_crop, resized
 from clipfit.data.images import ImageStore, content_hash, decode, grey_bits
 from clipfit.data.layout import Sample
 
@@ -356,7 +356,7 @@ def test_the_share_and_shape_of_crops_are_those_asked_for():
 def test_a_crop_is_that_box_resized(tmp_path):
     image = pil_to_tensor(picture(5, (90, 70)))
     box = crop_box(70, 90, (0.3, 0.6), (3 / 4, 4 / 3), torch.Generator().manual_seed(3))
-    ours = random_resized_crop(image, (32, 24), (0.3, 0.6), (3 / 4, 4 / 3), torch.Generator().manual_seed(3))
+    ours = resized(random_crop(image, (0.3, 0.6), (3 / 4, 4 / 3), torch.Generator().manual_seed(3)), (32, 24))
     top, left, h, w = box
     theirs = picture(5, (90, 70)).resize((24, 32), Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
     assert ours.shape == (3, 32, 24)

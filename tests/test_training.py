@@ -13,7 +13,7 @@ from conftest import make_classes, task_of
 
 from clipfit import NonFiniteError, Recipe, streams
 from clipfit.data import layout
-from clipfit.data.augment import random_resized_crop
+from clipfit.data.augment import random_crop, resized
 from clipfit.data.images import ImageStore
 from clipfit.events import StepReport
 from clipfit.methods import METHODS, Embeddings, Group, Seen, Term
@@ -156,7 +156,7 @@ def test_the_order_and_the_crops_have_streams_of_their_own():
 
 def test_crops_are_drawn_from_the_stream_of_crops(shots):
     stream = streams.generator(0, "crop", 5, 1)
-    expected = random_resized_crop(shots[0][1], (32, 32), RECIPE.crop_scale, RECIPE.crop_ratio, stream)
+    expected = resized(random_crop(shots[0][1], RECIPE.crop_scale, RECIPE.crop_ratio, stream), (32, 32))
     assert torch.equal(seen(shots[0], [1])[0], expected)
 
 

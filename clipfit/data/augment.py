@@ -73,17 +73,6 @@ def crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def random_resized_crop(
-    image: torch.Tensor,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """(3, H, W) uint8 → (3, *size) uint8, bicubic with antialiasing."""
-    return resized(random_crop(image, scale, ratio, generator), size)
-
-
 def random_crop(
     image: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> torch.Tensor:

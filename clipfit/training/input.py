@@ -113,8 +113,7 @@ class Schedule:
 
         def cut(item: tuple[int, int, list[int], int]) -> torch.Tensor:
             _, epoch, _, view = item
-            crop = self._cut(images, epoch, view)
-            return crop.contiguous() if on_gpu else augment.resized(crop, size)
+            return self._cut(images, epoch, view).contiguous() if on_gpu else self.crop(images, epoch, view, size)
 
         crops: list[torch.Tensor] = []
         with closing(ahead(listed(), cut, AHEAD * here.most(self.recipe.batch_size))) as found:

@@ -150,8 +150,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
 
 def _require_one_job(job: Job, saving: Saving) -> None:
     """Raises DataError where the processes have other shots, or other saved states: they would wait for one another."""
-    told = ranks.here().all_told(repr((job.identity, saving.found)))
-    if len(set(told)) > 1:
+    if not ranks.agree((job.identity, saving.found)):
         raise DataError(
             "the processes do not find the same shots, classes, options and saved state: give all of them the same "
             "files, which no one changes."

@@ -65,7 +65,7 @@ def _rounds(job: Job, find: Callable[[], Round]) -> Iterator[tuple[list[list[Tol
     from clipfit.verbs.predict import judged
 
     here = ranks.here()
-    if len(set(here.all_told(repr(job.identity)))) > 1:
+    if not ranks.agree(job.identity):
         raise ModelError(
             "the processes do not find the same model, classes and options: give all of them the same files."
         )
