@@ -31,7 +31,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  #
 WAIT = timedelta(days=7)  # for one another: one that has ended is noticed, and one may write for long
 SMALL = 2**20  # numbers of a gradient: those below are summed together, for each sum has its latency
 TOGETHER = 2**24
-SPOKEN, ALL_IS_WELL = "spoken", "all is well"  # messages between processes
+COME, SPOKEN, ALL_IS_WELL = "come", "spoken", "all is well"  # messages between processes
 PATIENCE = 8.0  # seconds that a process which fails waits for one that has more to say
 
 
@@ -266,6 +266,7 @@ def joined() -> Iterator[None]:
 
     distributed: Any = torch.distributed
     _store = next(distributed.rendezvous("env://"))[0]
+    _wait_for_all(own.count)
     with _nothing_on_stdout():
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -277,6 +278,20 @@ def joined() -> Iterator[None]:
     with among(own):
         yield
     distributed.destroy_process_group()  # not where it ended badly: others may be in the middle of something
+
+
+def _wait_for_all(count: int) -> None:
+    """Until that many have come here: torch's own waiting for them would not hear a signal.
+
+    Raises:
+        Lost: whoever held the store has ended.
+    """
+    try:
+        _store.add(COME, 1)
+        while _store.add(COME, 0) < count:
+            time.sleep(0.02)
+    except RuntimeError as error:
+        raise Lost(first_line(error)) from error
 
 
 @contextlib.contextmanager
@@ -300,15 +315,18 @@ def speaks(error: BaseException) -> bool:
     """Whether this process is the one that says why they end: there is one message, however many fail.
 
     What stops all of them is for the first to say. Of errors the first has the word too; another process has it where
-    the first has nothing to say for a while, and then keeps it.
+    the first has nothing to say for a while, and then keeps it. Whoever is still there after that while, without a
+    store, was not ended by a first that failed.
     """
     own = started()
-    if own.count == 1 or _store is None:
-        return own.leads
+    if own.count == 1:
+        return True
     if not own.leads and isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
         return False
     if not (own.leads or isinstance(error, Lost)):  # who lost another has waited
         _wait_for_the_first()
+    if _store is None:
+        return True
     try:
         return bool(_store.add(SPOKEN, 1) == 1)
     except RuntimeError:  # whoever held the store has ended

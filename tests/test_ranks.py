@@ -11,9 +11,10 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from test_objectives import NAMES
 from test_step import LABELS, Hungry, a_batch, forget, gradient_of, in_double, plainly
 
+import clipfit
 from clipfit import AdaptConfig, adapt, ranks
 from clipfit.errors import ClipfitError, DataError, UsageError
 from clipfit.methods import METHODS, Group
@@ -276,6 +278,25 @@ def test_a_mistake_that_all_see_is_said_once(flat, models, tmp_path):
         assert results[0].document["error"]["code"] == results[0].code
         assert results[1].stdout == ""
         assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_that_one_alone_sees_before_they_meet_is_said(flat, models, tmp_path, monkeypatch):
+    usual = clipfit.adapt_config
+
+    def mistaken(values: Mapping[str, Any]) -> AdaptConfig:
+        if os.environ["RANK"] == "1":
+            raise UsageError("this machine has no such folder.")
+        return usual(values)
+
+    monkeypatch.setattr(clipfit, "adapt_config", mistaken)
+    monkeypatch.setattr(ranks, "PATIENCE", 0.1)
+    results = torchrun(tmp_path, 2, "adapt", flat, "--model", models["vit"], "--output", "run")
+    assert [result.code for result in results] == [128 + signal.SIGTERM, UsageError.exit_code]
+    assert errors(results) == [
+        "terminated: nothing was written",  # by torchrun, while it waited for the other
+        "error: process 1: this machine has no such folder.",
+    ]
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_of_one_process_ends_all_with_its_message(flat, models, tmp_path, monkeypatch):
