@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import make_classes, picture
 from PIL import Image
+from processes import Found, together
 
-from clipfit.data.copies import first_of_each
+from clipfit import EvaluateConfig, evaluate, ranks
+from clipfit.data import copies, images
+from clipfit.data.copies import Known, first_of_each, identify
 from clipfit.data.images import pixel_hash
+from clipfit.data.layout import Sample
 
 
 def as_bmp(folder: Path) -> Path:
@@ -29,8 +37,21 @@ def measured(cli, run: Path, data: Path) -> tuple[int, list[str]]:
     return result.document["alphas"][0]["base"]["n"], result.document["notes"]
 
 
+@pytest.fixture
+def decoded(monkeypatch) -> list[Path]:
+    """What has been decoded, in any order."""
+    usual, paths = images.decode, []
+
+    def counted(path: Path, *given: Any, **more: Any) -> Image.Image:
+        paths.append(path)
+        return usual(path, *given, **more)
+
+    for module in (images, copies):
+        monkeypatch.setattr(module, "decode", counted)
+    return paths
+
+
 def test_shots_are_recorded_with_bytes_pixels_and_size(split_run, split):
-    import torch
     from torchvision.transforms.functional import pil_to_tensor
 
     for line in (split_run / "shots.jsonl").read_text().splitlines():
@@ -58,6 +79,53 @@ def test_copies_in_another_format_count_once(cli, split, split_run, tmp_path):
     after, notes = measured(cli, split_run, data)
     assert after == before
     assert "9 images have the very content of another and were counted once" in notes
+
+
+def test_an_image_is_decoded_once_to_be_told_apart_and_measured_at_every_ratio(
+    split, split_run, models, decoded, tmp_path
+):
+    """All pictures have one size: each is decoded to know whether it is a copy."""
+    test = Path(shutil.copytree(split / "test", tmp_path / "animals"))
+    again = as_bmp(Path(shutil.copytree(split / "test", tmp_path / "again")))
+    options = {"data": test, "alphas": (0.5, 1.0), "retain": (again,), "drift": again}
+    expected = evaluate(EvaluateConfig(split_run, **options, cache_bytes=0)).as_json()
+    twice, decoded[:] = len(decoded), []
+    assert evaluate(EvaluateConfig(split_run, **options)).as_json() == expected
+    paths = [*test.rglob("*.png"), *2 * list(again.rglob("*.bmp"))]
+    assert sorted(decoded) == sorted(paths)
+    assert twice > 2 * len(paths)  # what is not kept is decoded again, at every α
+
+    model = EvaluateConfig(model=models["vit"], data=test)
+    expected = evaluate(replace(model, cache_bytes=0)).as_json()
+    decoded.clear()
+    assert evaluate(model).as_json() == expected
+    assert sorted(decoded) == sorted(test.rglob("*.png"))
+
+
+def test_processes_share_the_work_of_telling_images_apart(tmp_path, decoded):
+    files = []
+    for k in range(7):
+        files.append(tmp_path / f"{k}.png")
+        picture(k % 5).save(files[-1])
+    picture(1).save(tmp_path / "1.bmp")
+    Image.new("RGB", (9, 7)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    files += [tmp_path / name for name in ("1.bmp", "small.png", "broken.png", "missing.png", "small.png")]
+    samples = [Sample(file, file.name, "") for file in files]
+    expected = identify(samples, Known.of([]), None)
+    assert len({one.content for one in expected}) == 8  # five pictures, the small one, and two that cannot be read
+    decoded.clear()
+
+    def told() -> Found:
+        assert identify(samples, Known.of([]), None, shared=True) == expected
+        return {"decoded": torch.tensor([files.index(path) for path in decoded], dtype=torch.int64)}
+
+    for count in (2, 3, 16):
+        each = [found["decoded"].tolist() for found in together(count, told)]
+        assert sorted(itertools.chain(*each)) == [0, 1, 2, 3, 4, 7]
+        assert max(map(len, each)) <= -(-6 // count)
+    assert ranks.here().count == 1
+    assert identify(samples, Known.of([]), None, shared=True) == expected
 
 
 def test_the_runs_own_folder_as_data_holds_its_shots_out_by_path(cli, models, flat, tmp_path):

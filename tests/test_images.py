@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit import DataError
 from clipfit.data.augment import crop_box, random_crop, resized
-from clipfit.data.images import ImageStore, content_hash, decode, grey_bits
+from clipfit.data.images import ImageStore, Views, content_hash, decode, decoded, grey_bits
 from clipfit.data.layout import Sample
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
@@ -65,7 +66,8 @@ def test_one_depth_for_all_greys(tmp_path):
     assert decode(samples[1].path).getpixel((0, 0))[0] == 249  # its own depth
     assert decode(samples[0].path, 10).getpixel((0, 0))[0] == 255  # brighter values clip
     for budget in (0, 10**6):
-        assert ImageStore(samples[:3], budget, grey_bits=12)[1].flatten().tolist() == [62, 62, 62]
+        store = ImageStore(samples[:3], budget, functools.partial(decoded, grey_bits=12))
+        assert store[1].flatten().tolist() == [62, 62, 62]
 
 
 def test_greys_that_are_shares_have_no_depth(tmp_path):
@@ -282,7 +284,8 @@ def test_beyond_the_budget_images_are_decoded_again_to_the_same(tmp_path):
 
 
 def test_a_store_keeps_what_its_transform_makes(tmp_path):
-    store = ImageStore(stored(tmp_path, 2), budget=2 * 3 * 8 * 8, transform=lambda p: pil_to_tensor(p.resize((8, 8))))
+    views = Views(lambda picture: pil_to_tensor(picture.resize((8, 8))), None)
+    store = ImageStore(stored(tmp_path, 2), 2 * 3 * 8 * 8, views.read)
     for sample in store.samples:
         sample.path.unlink()
     assert store[0].shape == store[1].shape == (3, 8, 8)

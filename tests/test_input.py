@@ -14,6 +14,7 @@ from clipfit.data import ahead as threads
 from clipfit.data import augment, layout
 from clipfit.data.images import ImageStore
 from clipfit.interrupts import Stopped
+from clipfit.measure import scoring
 from clipfit.model import loading
 from clipfit.training import input, loop
 from clipfit.training.input import Schedule
@@ -148,3 +149,29 @@ def test_what_a_gpu_computes_of_a_crop_is_what_a_processor_does_but_for_rounding
     expected = torch.stack([augment.resized(crop, SIZE) for crop in crops])
     assert (ours.int() - expected.int()).abs().max() <= 1
     assert torch.equal(ours[2], crops[2])
+
+
+class Met:
+    """Pictures of noise, none of which can be read alone."""
+
+    def __init__(self, count: int):
+        self._pictures = torch.randint(0, 256, (count, 3, 32, 32), generator=torch.manual_seed(0), dtype=torch.uint8)
+        self._met = threading.Barrier(2)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self._met.wait(60)
+        return self._pictures[index]
+
+
+def test_images_that_are_not_in_memory_are_read_by_several_threads_and_stay_in_order(models, monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: 2)
+    clip, images = loading.load(models["vit"]), Met(8)
+    chosen = [6, 1, 7, 0, 2, 4]
+    found = scoring.image_embeddings(clip, images, chosen, 4)
+    with torch.no_grad():
+        for rows in (slice(0, 4), slice(4, 6)):
+            expected = clip.encode_image(clip.normalize(images._pictures[chosen[rows]]))
+            assert torch.equal(found[rows], expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from clipfit import AdaptConfig, DataError, adapt
 from clipfit.data.augment import Enough, crop_box
 from clipfit.data.copies import fingerprint
-from clipfit.data.images import ImageStore, decode
+from clipfit.data.images import ImageStore, decode, decoded
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.model import loading
@@ -160,7 +161,7 @@ def test_small_pictures_are_kept_as_they_are_and_nothing_beside_them(tmp_path):
 def test_a_store_can_keep_what_is_enough(tmp_path):
     scene(0).save(tmp_path / "a.jpg")
     for budget in (0, 10**9):
-        store = ImageStore([sample_of(tmp_path / "a.jpg")], budget, enough=ENOUGH)
+        store = ImageStore([sample_of(tmp_path / "a.jpg")], budget, functools.partial(decoded, enough=ENOUGH))
         assert torch.equal(store[0], pil_to_tensor(decode(tmp_path / "a.jpg", enough=ENOUGH)))
 
 

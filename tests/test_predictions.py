@@ -16,7 +16,6 @@ from conftest import make_classes
 from PIL import Image
 
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
-from clipfit.data import images
 from clipfit.errors import ModelError
 from clipfit.measure import evaluations
 from clipfit.measure.figures import figures, losses
@@ -150,24 +149,6 @@ def test_agreement_and_differences_are_with_zero_shot(run):
             assert row.against_zero_shot[part].difference == pytest.approx(own - before)
     none = measured.rows[0].against_zero_shot.values()
     assert {(d.difference, d.low, d.high) for d in none} == {(0.0, 0.0, 0.0)}
-
-
-def test_more_ratios_decode_no_image_again(run, monkeypatch):
-    """Pictures are kept within `cache_bytes`, whatever the number of tables made of them."""
-    usual, decoded = images.decode, []
-
-    def counted(path, *rest, **more):
-        decoded.append(path)
-        return usual(path, *rest, **more)
-
-    monkeypatch.setattr(images, "decode", counted)
-    evaluate(EvaluateConfig(run, alphas=(0.0,)))
-    once = len(decoded)
-    assert once >= 9
-    evaluate(EvaluateConfig(run, alphas=(0.0, 0.25, 0.5, 1.0)))
-    assert len(decoded) == 2 * once
-    evaluate(EvaluateConfig(run, alphas=(0.0, 1.0), cache_bytes=0))
-    assert len(decoded) > 3 * once
 
 
 def test_the_page_reads_a_table_without_clipfit_or_torch(run):

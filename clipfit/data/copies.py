@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from clipfit import ranks
+from clipfit.data.ahead import ahead, cores
 from clipfit.data.images import content_hash, decode, header_size, pixel_hash
 from clipfit.data.layout import Sample
 from clipfit.errors import DataError
+from clipfit.ranks import Ranks
 
+T = TypeVar("T")
 Size = tuple[int, int]  # pixels, short side first
+Keep = Callable[[Sample, Image.Image], None]
 
 
 @dataclass(frozen=True)
@@ -64,20 +72,39 @@ class Identity:
     content: str
 
 
-def identify(samples: Sequence[Sample], known: Known, grey_bits: int | None) -> list[Identity]:
+def identify(
+    samples: Sequence[Sample], known: Known, grey_bits: int | None, keep: Keep | None = None, shared: bool = False
+) -> list[Identity]:
     """Who is who. An image is decoded only where another one, or a known one, has its size; one that cannot be read
-    is told by its file, a missing one by its path."""
-    with ThreadPoolExecutor(4) as pool:
-        files = list(pool.map(_file_hash, samples))
-        first = first_of_each(files)
-        sizes = dict(zip(first, pool.map(lambda i: header_size(samples[i].path), first), strict=True))
-        of_size: dict[Size | None, list[int]] = defaultdict(list)
-        for i, size in sizes.items():
-            of_size[size].append(i)
-        alike = [i for size, them in of_size.items() if size and (len(them) > 1 or size in known.sizes) for i in them]
-        pixels = dict(zip(alike, pool.map(lambda i: _pixels(samples[i], grey_bits), alike), strict=True))
+    is told by its file, a missing one by its path.
+
+    Args:
+        keep: is given what is decoded, in threads. shared: several processes share the work; all are told all of it.
+    """
+    headers = _found(samples, lambda sample: (_file_hash(sample), header_size(sample.path)), shared)
+    files = [file for file, _ in headers]
+    first = first_of_each(files)
+    of_size: dict[Size | None, list[int]] = defaultdict(list)
+    for i in first:
+        size = headers[i][1]
+        of_size[(size[0], size[1]) if size else None].append(i)
+    known_or_many = (them for size, them in of_size.items() if size and (len(them) > 1 or size in known.sizes))
+    alike = sorted(itertools.chain.from_iterable(known_or_many))
+    hashes = _found([samples[i] for i in alike], lambda sample: _pixels(sample, grey_bits, keep), shared)
+    pixels = dict(zip(alike, hashes, strict=True))
     content = {files[i]: pixels.get(i) or files[i] for i in first}
     return [Identity(file, content[file]) for file in files]
+
+
+def _found(samples: Sequence[Sample], find: Callable[[Sample], T], shared: bool) -> list[T]:
+    """What is found of each, of JSON's types, in threads."""
+    here = ranks.here() if shared else Ranks()
+    share = here.share(len(samples))
+    with contextlib.closing(ahead(samples[share.start : share.stop], find, 2 * cores())) as finding:
+        own = [found for _, found in finding]
+    if here.count == 1:
+        return own
+    return [found for part in here.all_told(json.dumps(own)) for found in json.loads(part)]
 
 
 def first_of_each(keys: Sequence[Hashable]) -> list[int]:
@@ -92,8 +119,11 @@ def _file_hash(sample: Sample) -> str:
     return content_hash(sample.path) if sample.path.is_file() else str(sample.path)
 
 
-def _pixels(sample: Sample, grey_bits: int | None) -> str | None:
+def _pixels(sample: Sample, grey_bits: int | None, keep: Keep | None) -> str | None:
     try:
-        return pixel_hash(pil_to_tensor(decode(sample.path, grey_bits)))
+        picture = decode(sample.path, grey_bits)
     except DataError:
         return None
+    if keep:
+        keep(sample, picture)
+    return pixel_hash(pil_to_tensor(picture))

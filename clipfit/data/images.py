@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import math
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -248,25 +249,49 @@ class Memory:
         return fits
 
 
-class ImageStore:
-    """Images of samples as uint8 tensors: decoded once, kept while `budget` bytes last, decoded again beyond it.
+class Views:
+    """Images as a model sees them; what was decoded for another reason is kept, in bytes, until it is read."""
 
-    With a `transform` (picture → uint8 tensor (3, H, W)) its result is what is kept; without one the whole image is,
-    or what is `enough` of it. Where it is `shared` by several processes, each decodes and keeps its share.
+    def __init__(self, geometry: Callable[[Image.Image], torch.Tensor], grey_bits: int | None, budget: int = 0):
+        self.grey_bits = grey_bits
+        self._geometry, self._memory = geometry, Memory(budget)
+        self._kept: dict[Path, torch.Tensor] = {}
+        self._keeping = threading.Lock()
+
+    def keep(self, sample: Sample, picture: Image.Image) -> None:
+        """The picture is what `decode` gives of the sample at this depth of grey. From any thread."""
+        view = self._geometry(picture)
+        with self._keeping:
+            if self._memory.takes(view):
+                self._kept[sample.path] = view
+
+    def read(self, sample: Sample) -> torch.Tensor:
+        """In the model's geometry: (3, H, W) uint8. From any thread. Raises DataError as `decode`."""
+        view = self._kept.pop(sample.path, None)
+        return view if view is not None else self._geometry(decode(sample.path, self.grey_bits))
+
+
+def decoded(sample: Sample, grey_bits: int | None = None, enough: Enough | None = None) -> torch.Tensor:
+    """What `decode` gives of it: (3, H, W) uint8."""
+    return pil_to_tensor(decode(sample.path, grey_bits, enough=enough))
+
+
+class ImageStore:
+    """Images of samples as uint8 tensors: read once, kept while `budget` bytes last, read again beyond it.
+
+    Where it is `shared` by several processes, each reads and keeps its share.
     """
 
     def __init__(
         self,
         samples: Sequence[Sample],
         budget: int,
-        transform: Callable[[Image.Image], torch.Tensor] = pil_to_tensor,
+        read: Callable[[Sample], torch.Tensor] = decoded,
         skip_bad: bool | None = False,
-        grey_bits: int | None = None,
-        enough: Enough | None = None,
         shared: bool = False,
     ):
-        """skip_bad: leave out what cannot be read; None: never, and the user has no such choice."""
-        self._transform, self._grey_bits, self._enough = transform, grey_bits, enough
+        """read: from any thread. skip_bad: leave out what cannot be; None: never, and the user has no such choice."""
+        self._read = read
         self._kept: dict[int, torch.Tensor] = {}
         self.samples: list[Sample] = []
         self.skipped: list[str] = []
@@ -296,9 +321,6 @@ class ImageStore:
             if index in kept:
                 self._kept[len(self.samples)] = kept[index]
             self.samples.append(sample)
-
-    def _read(self, sample: Sample) -> torch.Tensor:
-        return self._transform(decode(sample.path, self._grey_bits, enough=self._enough))
 
     def __len__(self) -> int:
         return len(self.samples)

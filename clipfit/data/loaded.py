@@ -14,7 +14,7 @@ from clipfit.config import AdaptConfig
 from clipfit.data import layout
 from clipfit.data.augment import Enough
 from clipfit.data.copies import Fingerprint, Known, first_of_each, identify
-from clipfit.data.images import ImageStore, decode, grey_bits
+from clipfit.data.images import ImageStore, Views, decode, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.data.shots import Selection, select
@@ -114,11 +114,12 @@ class Shots:
             DataError: one cannot be read, unless such are skipped.
         """
         known = Known.of(self.lines())
-        identities = identify(samples, known, self.grey_bits)
+        views = Views(geometry, self.grey_bits, config.cache_bytes)
+        identities = identify(samples, known, self.grey_bits, views.keep)
         others = [i for i, identity in enumerate(identities) if identity not in known]
         distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
         fresh = [samples[others[k]] for k in distinct]
-        store = ImageStore(fresh, config.cache_bytes, geometry, config.skip_bad_images, self.grey_bits)
+        store = ImageStore(fresh, config.cache_bytes, views.read, config.skip_bad_images)
         return store if len(store) else None
 
     def lines(self) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from clipfit.formats.onnx import MODEL
 from clipfit.formats.subject import ABOUT
 from clipfit.model import devices, preprocess
 from clipfit.model.clip import Texts
-from clipfit.model.sources import CONFIG, Source, geometry_of
+from clipfit.model.sources import CONFIG, Source
 from clipfit.prompts import Templates
 from clipfit.runs import files, manifest
 from clipfit.runs.record import typed
@@ -59,7 +59,7 @@ class Graph:
         session = sessions.opened(folder / MODEL, self.runtime, self.precision)
         self._compute, self.facts = session.compute, {name: json.loads(text) for name, text in session.facts.items()}
         source = typed(self.about["pretrained"], Source, folder / ABOUT)
-        self._geometry = geometry_of(source)
+        self._geometry = preprocess.geometry(source.preprocess_cfg)
         self._scale = preprocess.Scale(source.preprocess_cfg, self.device)
         self.image_size: tuple[int, int] = tuple(self.facts["preprocess"]["size"])
 
@@ -109,7 +109,7 @@ class Graph:
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
-        return preprocess.view(picture, self._geometry)
+        return self._geometry(picture)
 
     def logits(self, views: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Views (B, 3, H, W) uint8 → logits (B, C) of some of the classes, before any temperature."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from clipfit.config import EvaluateConfig
-from clipfit.data.images import ImageStore
+from clipfit.data.images import ImageStore, Views
 from clipfit.data.layout import Sample
 from clipfit.measure import held_out, scoring
 from clipfit.measure.metrics import Accuracy, Difference
@@ -144,11 +144,16 @@ class Place:
 class Elsewhere:
     """What `--retain` and `--drift` name: found, then decoded, then looked at α by α, 0 first."""
 
-    def __init__(self, run: Run, config: EvaluateConfig):
-        """Raises DataError or UsageError where there is nothing to measure on: see held_out."""
-        self._labelled = [(str(place), held_out.labelled(run, place)) for place in config.retain]
-        drift = config.drift
-        self._unlabelled = [(str(drift), held_out.unlabelled(run, drift, config.skip_bad_images))] if drift else []
+    def __init__(self, run: Run, config: EvaluateConfig, views_of: Callable[[], Views]):
+        """`views_of`: of each place. Raises DataError or UsageError where there is nothing to measure: see held_out."""
+        self._labelled, self._unlabelled = [], []
+        for place in config.retain:
+            views = views_of()
+            self._labelled.append((str(place), held_out.labelled(run, place, views), views))
+        if config.drift:
+            views = views_of()
+            found = held_out.unlabelled(run, config.drift, config.skip_bad_images, views)
+            self._unlabelled.append((str(config.drift), found, views))
         self._places: list[Place] = []
         self._streams: list[Place] = []  # one or none
         self._first: Seen | None = None
@@ -158,12 +163,16 @@ class Elsewhere:
     @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of the places."""
-        return tuple(note for _, found in (*self._labelled, *self._unlabelled) for note in found.notes)
+        return tuple(note for _, found, _ in (*self._labelled, *self._unlabelled) for note in found.notes)
 
-    def decode(self, store: Callable[[Sequence[Sample]], ImageStore], classes: tuple[str, ...]) -> None:
+    def decode(self, store: Callable[[Sequence[Sample], Views], ImageStore], classes: tuple[str, ...]) -> None:
         """Raises DataError for what cannot be read. `classes`: what images without labels are compared with."""
-        self._places = [Place(data, found.classes, store(found.samples)) for data, found in self._labelled]
-        self._streams = [Place(data, classes, store(found.samples), found.unread) for data, found in self._unlabelled]
+        self._places = [
+            Place(data, found.classes, store(found.samples, views)) for data, found, views in self._labelled
+        ]
+        self._streams = [
+            Place(data, classes, store(found.samples, views), found.unread) for data, found, views in self._unlabelled
+        ]
         self.tables = [{} for _ in self._places]
 
     def look(self, clip: Clip, templates: Templates, alpha: float, batch_size: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from clipfit.config import EvaluateConfig
 from clipfit.data import layout
 from clipfit.data.copies import Known, first_of_each, identify
-from clipfit.data.images import content_hash
+from clipfit.data.images import Views, content_hash
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes, shortened, some
 from clipfit.data.stream import Inputs, is_no_input, is_passing
@@ -28,10 +28,13 @@ class TestSet:
     notes: tuple[str, ...]
 
 
-def assemble(run: Run, config: EvaluateConfig) -> TestSet:
+def assemble(run: Run, config: EvaluateConfig, views: Views) -> TestSet:
     """The images of the run's own folder that were not shots, its test part, or those of `config.data`.
 
     Classes are matched by name, never by position: a test folder that lacks a class must not shift the labels.
+
+    Args:
+        views: keep what is decoded to tell copies apart.
 
     Raises:
         DataError: nothing fits, or a listed new class has no images where test images were provided.
@@ -42,7 +45,7 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
     found = _read(run, config, place, own)
     listed = read_new_classes(config.new_classes) if config.new_classes else None
     names = _names(run, found, listed or (), own_names=config.classes is not None)
-    candidates, notes = _candidates(run, found, place, own)
+    candidates, notes = _candidates(run, found, place, own, views)
     candidates = [_called(sample, names) for sample in candidates]
     if listed is None:
         present = {sample.label for sample in candidates}
@@ -72,7 +75,7 @@ def assemble(run: Run, config: EvaluateConfig) -> TestSet:
 
 
 def unadapted(config: EvaluateConfig) -> tuple[tuple[str, ...], TestSet]:
-    """What a model that nobody adapted is measured on: base classes, and the images of `config.data`.
+    """What a model that nobody adapted is measured on: base classes, and the images of `config.data`, copies too.
 
     The classes that are listed as new stand apart from the others, as they will when those are trained on.
 
@@ -88,11 +91,16 @@ def unadapted(config: EvaluateConfig) -> tuple[tuple[str, ...], TestSet]:
     present = {sample.label for sample in samples}
     if without := [name for name in listed if name not in present]:
         raise DataError(f"{config.new_classes} names classes without images in {config.data}: {some(without)}.")
-    identities = identify(samples, Known.of(()), None)
-    distinct = first_of_each([(one.content, s.label) for one, s in zip(identities, samples, strict=True)])
     base = tuple(excluding((name for name in names if name in present), listed))
-    notes = _left_out(shots=0, copies_of_shots=0, copies=len(samples) - len(distinct))
-    return base, TestSet(tuple(samples[k] for k in distinct), listed, True, (*found.notes, *notes))
+    return base, TestSet(tuple(samples), listed, True, found.notes)
+
+
+def each_once(test: TestSet, views: Views) -> TestSet:
+    """Without copies of images. `views` keep what is decoded for it."""
+    identities = identify(test.samples, Known.of(()), views.grey_bits, views.keep, shared=True)
+    distinct = first_of_each([(one.content, s.label) for one, s in zip(identities, test.samples, strict=True)])
+    notes = _left_out(shots=0, copies_of_shots=0, copies=len(test.samples) - len(distinct))
+    return replace(test, samples=tuple(test.samples[k] for k in distinct), notes=(*test.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,11 @@ class OtherSet:
     notes: tuple[str, ...] = ()
 
 
-def labelled(run: Run, place: Path) -> OtherSet:
+def labelled(run: Run, place: Path, views: Views) -> OtherSet:
     """All classes of another labelled place, those among them that the run was trained on in its spelling.
+
+    Args:
+        views: as in `assemble`.
 
     Raises:
         DataError: nothing is there but shots, or one class alone.
@@ -117,13 +128,16 @@ def labelled(run: Run, place: Path) -> OtherSet:
     classes = tuple(dict.fromkeys(name for own, name in names.items() if own in present))
     if len(classes) < 2:
         raise DataError(f"{place} has one class alone, {some(classes)}: expected two or more to tell apart.")
-    samples, notes = _candidates(run, found, place, own=False)
+    samples, notes = _candidates(run, found, place, False, views)
     called = tuple(_called(sample, names) for sample in samples)
     return OtherSet(called, classes, notes=tuple(f"{place}: {note}" for note in (*found.notes, *notes)))
 
 
-def unlabelled(run: Run, place: Path, skip_bad: bool) -> OtherSet:
+def unlabelled(run: Run, place: Path, skip_bad: bool, views: Views) -> OtherSet:
     """The images of a folder, of a list or of a pattern, or one image, without labels.
+
+    Args:
+        views: as in `assemble`.
 
     Raises:
         DataError: nothing is there but shots; a list cannot be read, or has a row without a path (unless such are
@@ -142,7 +156,7 @@ def unlabelled(run: Run, place: Path, skip_bad: bool) -> OtherSet:
     found = tuple(Sample(image.path, image.name, "") for image in images if image.path is not None)
     if not found:
         raise DataError(f"{place} holds no image.")
-    samples, notes = _candidates(run, LabelledImages(found, None, {}), place, own=False)
+    samples, notes = _candidates(run, LabelledImages(found, None, {}), place, False, views)
     if inputs.left_out:
         notes.append(f"{inputs.left_out} files that are not called as images are were left out")
     unread = tuple(image.name for image in images if image.error is not None)
@@ -172,7 +186,9 @@ def _require_own(run: Run, found: LabelledImages, place: Path) -> None:
 # ---- images
 
 
-def _candidates(run: Run, found: LabelledImages, place: Path, own: bool) -> tuple[list[Sample], list[str]]:
+def _candidates(
+    run: Run, found: LabelledImages, place: Path, own: bool, views: Views
+) -> tuple[list[Sample], list[str]]:
     """Images that may be measured on: no shot and no copy of one, each once; and what to say of the others."""
     provided = found.train if found.test is None else found.test
     of_adapt = _files(run, [shot["path"] for shot in run.shots])
@@ -180,7 +196,7 @@ def _candidates(run: Run, found: LabelledImages, place: Path, own: bool) -> tupl
         of_adapt |= _files(run, run.record.skipped)
     others = [sample for sample in provided if sample.path.resolve() not in of_adapt]
     known = Known.of(run.shots)
-    identities = identify(others, known, run.record.grey_bits)
+    identities = identify(others, known, views.grey_bits, views.keep, shared=True)
     unseen = [i for i, identity in enumerate(identities) if identity not in known]
     distinct = first_of_each([(identities[i].content, others[i].label) for i in unseen])
     if provided and not unseen and not own:

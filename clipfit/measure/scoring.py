@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from clipfit import ranks
+from clipfit.data.ahead import ahead, cores
 from clipfit.data.images import Images, ImageStore
 from clipfit.measure.figures import Tables
 from clipfit.measure.predictions import Predictions
@@ -34,26 +37,30 @@ def image_embeddings(
         class_tokens: of the texts they will be compared with (see `texts`), where the CLIP edits tokens.
     """
 
-    def of(batch: Sequence[int]) -> torch.Tensor:
-        return _encoded(clip, images, batch, class_tokens)
+    def of(views: torch.Tensor) -> torch.Tensor:
+        return _encoded(clip, views, class_tokens)
 
-    return _by_batches(chosen, batch_size, clip.embed_dim, of)
+    return _by_batches(images, chosen, batch_size, clip.embed_dim, of)
 
 
-def _encoded(clip: Clip, images: Images, batch: Sequence[int], class_tokens: torch.Tensor | None) -> torch.Tensor:
-    views = torch.stack([images[i] for i in batch])
+def _encoded(clip: Clip, views: torch.Tensor, class_tokens: torch.Tensor | None) -> torch.Tensor:
     return clip.encode_image(clip.normalize(views), class_tokens).cpu()  # (B, D)
 
 
 def _by_batches(
-    chosen: Sequence[int], size: int, width: int, of: Callable[[Sequence[int]], torch.Tensor]
+    images: Images, chosen: Sequence[int], size: int, width: int, of: Callable[[torch.Tensor], torch.Tensor]
 ) -> torch.Tensor:
-    """What becomes of chosen images, batch by batch: (n, width). A batch is the same in whichever process it is."""
+    """What becomes of chosen images, batch by batch (B, 3, H, W): (n, width). A batch is the same in whichever process
+    it is; the next ones are read in threads meanwhile, for not all of them are in memory."""
     here = ranks.here()
     found = torch.zeros(len(chosen), width)
-    for number in here.share(math.ceil(len(chosen) / size)):
-        rows = slice(number * size, (number + 1) * size)
-        found[rows] = of(chosen[rows])
+    batches = here.share(math.ceil(len(chosen) / size))
+    own = chosen[batches.start * size : batches.stop * size]
+    with contextlib.closing(ahead(own, images.__getitem__, 2 * cores())) as coming:
+        for k in batches:
+            rows = slice(k * size, (k + 1) * size)
+            views = [view for _, view in itertools.islice(coming, len(chosen[rows]))]
+            found[rows] = of(torch.stack(views))
     return here.complete(found)
 
 
@@ -100,14 +107,14 @@ def predict(
 ) -> Predictions:
     """Chosen images, in the CLIP's geometry, against the candidates; `alpha` is what the table will say.
 
-    Beside the images of one batch, memory holds the logits alone.
+    Beside the images of a few batches, memory holds the logits alone.
     """
     t, z = texts(clip, candidates, templates)  # (C, D)
 
-    def of(batch: Sequence[int]) -> torch.Tensor:
-        return clip.logits(_encoded(clip, images, batch, z), t)  # (B, C)
+    def of(views: torch.Tensor) -> torch.Tensor:
+        return clip.logits(_encoded(clip, views, z), t)  # (B, C)
 
-    logits = _by_batches(chosen, batch_size, len(candidates), of)
+    logits = _by_batches(images, chosen, batch_size, len(candidates), of)
     samples = [images.samples[i] for i in chosen]
     return Predictions(
         tuple(sample.source for sample in samples), tuple(sample.label for sample in samples), tuple(candidates),

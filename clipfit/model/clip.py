@@ -18,7 +18,7 @@ from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.image_tower import PatchTower, patch_tower
 from clipfit.model.lora import Adapters
 from clipfit.model.named import Additions, NamedWeights
-from clipfit.model.sources import Source, geometry_of
+from clipfit.model.sources import Source
 from clipfit.model.tokenizing import tokenizer_of
 from clipfit.streams import Rows
 
@@ -51,7 +51,7 @@ class Clip(NamedWeights):
         if self.model.logit_bias is not None:
             self.model.logit_bias.requires_grad_(False)  # no softmax can train it
         self._tokenizer = tokenizer_of(source)
-        self._geometry = geometry_of(source)
+        self._geometry = preprocess.geometry(source.preprocess_cfg)
         self._scale = preprocess.Scale(source.preprocess_cfg, device)
         self.image_size = compat.image_size(model)
         self.additions = additions or Additions()
@@ -171,7 +171,7 @@ class Clip(NamedWeights):
 
     def geometry(self, picture: Image.Image) -> torch.Tensor:
         """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
-        return preprocess.view(picture, self._geometry)
+        return self._geometry(picture)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""

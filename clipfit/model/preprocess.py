@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from clipfit.errors import ModelError
 from clipfit.model import compat
 
+Geometry = Callable[[Image.Image], torch.Tensor]  # an RGB picture as a model wants it: (3, H, W) uint8
 INTERPOLATIONS = ("bicubic", "bilinear", "random")  # open_clip evaluates "random" as bicubic
 RESIZE_MODES = ("shortest", "longest", "squash")
 
@@ -36,17 +38,16 @@ def settings(given: Mapping[str, Any], place: str = "preprocess_cfg") -> dict[st
     return dict(cfg)
 
 
-def geometry(cfg: Mapping[str, Any]) -> list[Any]:
-    """The steps of open_clip's own evaluation transform that come before ToTensor and Normalize."""
+def geometry(cfg: Mapping[str, Any]) -> Geometry:
+    """What open_clip's own evaluation transform does before ToTensor and Normalize."""
     steps = compat.evaluation_transform(cfg)
     kinds = [type(step).__name__ for step in steps]
     if not kinds[-2].endswith("ToTensor") or kinds[-1] != "Normalize":
         raise ModelError(f"this open_clip preprocesses in an unknown way ({', '.join(kinds)}); please report it.")
-    return steps[:-2]
+    return functools.partial(_view, steps=steps[:-2])
 
 
-def view(picture: Image.Image, steps: Sequence[Any]) -> torch.Tensor:
-    """An RGB picture after the steps of `geometry`: (3, H, W) uint8."""
+def _view(picture: Image.Image, steps: Sequence[Any]) -> torch.Tensor:
     for step in steps:
         picture = step(picture)
     return pil_to_tensor(picture)

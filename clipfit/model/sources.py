@@ -289,11 +289,6 @@ def _require_two_towers(model: str, model_cfg: Mapping[str, Any]) -> None:
         raise ModelError(f"{model} {reason}: clipfit adapts models of an image tower and a text tower.")
 
 
-def geometry_of(source: Source) -> list[Any]:
-    """The part of open_clip's own evaluation transform that comes before ToTensor and Normalize."""
-    return preprocess.geometry(source.preprocess_cfg)
-
-
 def _nearest(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else ""

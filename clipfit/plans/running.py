@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from clipfit.config.plan import BenchmarkConfig, Plan
 from clipfit.data.copies import Known, first_of_each, identify
-from clipfit.data.images import ImageStore, grey_bits
+from clipfit.data.images import ImageStore, Views, decoded, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, UsageError
@@ -163,10 +164,8 @@ class Bench:
         model = self.clip.with_additions(adaptation.additions, copied=True)
         pretrained = model.snapshot()
         adaptation.require_distinct(model, work.classes)
-        images = ImageStore(
-            work.shots, self._config.cache_bytes, skip_bad=None, grey_bits=self._bits[cell.set],
-            enough=adaptation.enough(model),
-        )  # fmt: skip
+        read = functools.partial(decoded, grey_bits=self._bits[cell.set], enough=adaptation.enough(model))
+        images = ImageStore(work.shots, self._config.cache_bytes, read, skip_bad=None)
         order = {name: i for i, name in enumerate(work.classes)}
         adaptation.run(model, work.classes, images, [order[s.label] for s in work.shots], pretrained)
         finetuned = model.snapshot()
@@ -198,8 +197,8 @@ class Decoded:
         """Of a part, at a depth of grey."""
         key = (bits, samples)
         found = self._stores.pop(key, None) or ImageStore(
-            samples, self._budget // STORES, geometry, skip_bad=None, grey_bits=bits
-        )  # fmt: skip
+            samples, self._budget // STORES, Views(geometry, bits).read, skip_bad=None
+        )
         self._stores[key] = found
         while len(self._stores) > STORES:
             self._stores.pop(next(iter(self._stores)))

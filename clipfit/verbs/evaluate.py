@@ -10,7 +10,7 @@ from typing import Any
 
 from clipfit import engines, ranks
 from clipfit.config import EvaluateConfig, Recipe
-from clipfit.data.images import ImageStore, grey_bits
+from clipfit.data.images import ImageStore, Views, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.engines import Engine
 from clipfit.ensemble import interpolate
@@ -20,7 +20,7 @@ from clipfit.measure import evaluations, guard, held_out, scoring
 from clipfit.measure.calibration import temperature_of
 from clipfit.measure.figures import AlphaResult, Tables, figures, losses
 from clipfit.measure.forgetting import Drift, Elsewhere, Retained
-from clipfit.model import loading, templates
+from clipfit.model import loading, preprocess, templates
 from clipfit.model.clip import Clip
 from clipfit.prompts import Templates
 from clipfit.runs.run import Run, open_run
@@ -94,11 +94,14 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """A run beside zero-shot CLIP; kept in it."""
     run = open_run(config.run)
     asked = _asked(run, config)
-    test = held_out.assemble(run, config)
-    elsewhere, temperature = Elsewhere(run, config), temperature_of(run)
+    geometry = preprocess.geometry(run.source.preprocess_cfg)
+    views_of = functools.partial(Views, geometry, run.record.grey_bits, config.cache_bytes)
+    views = views_of()
+    test = held_out.assemble(run, config, views)
+    elsewhere, temperature = Elsewhere(run, config, views_of), temperature_of(run)
     clip, engine = _zero_shot(run, config, progress)
-    decoded = functools.partial(_decoded, run=run, clip=clip, config=config, progress=progress)
-    images = decoded(test.samples)
+    decoded = functools.partial(_decoded, config=config, progress=progress)
+    images = decoded(test.samples, views)
     elsewhere.decode(decoded, (*run.base, *test.new))
     tables = _score(clip, engine, run, images, test.new, asked, elsewhere, config, progress)
     rows = tuple(figures(stored, tables[0.0], run.base, test.new, temperature) for stored in tables.values())
@@ -121,11 +124,9 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     return _kept(measured, tables, elsewhere, run, config.data)
 
 
-def _decoded(samples: Sequence[Sample], run: Run, clip: Clip, config: EvaluateConfig, progress: Progress) -> ImageStore:
+def _decoded(samples: Sequence[Sample], views: Views, config: EvaluateConfig, progress: Progress) -> ImageStore:
     progress.say(f"decoding {len(samples)} images")
-    images = ImageStore(
-        samples, config.cache_bytes, clip.geometry, config.skip_bad_images, run.record.grey_bits, shared=True
-    )
+    images = ImageStore(samples, config.cache_bytes, views.read, config.skip_bad_images, shared=True)
     if not len(images):
         raise DataError(f"no readable image is left of the {len(samples)} to evaluate on: replace broken images.")
     return images
@@ -153,11 +154,9 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     progress.say(f"loading {model} on {device}")
     clip = loading.load(model, config.pretrained, device)
     _choose_engine(clip, config, progress).attach(clip)
-    progress.say(f"decoding {len(test.samples)} images")
-    depth = grey_bits(test.samples)
-    images = ImageStore(test.samples, config.cache_bytes, clip.geometry, config.skip_bad_images, depth, shared=True)
-    if not len(images):
-        raise DataError(f"no readable image is left of the {len(test.samples)} to evaluate on: replace broken images.")
+    views = Views(clip.geometry, grey_bits(test.samples), config.cache_bytes)
+    test = held_out.each_once(test, views)
+    images = _decoded(test.samples, views, config, progress)
     of_model = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
     texts_by = listed or (of_model,)
     table = scoring.tables(clip, images, base, test.new, texts_by, 0.0, config.batch_size)
