@@ -81,9 +81,7 @@ def test_copies_in_another_format_count_once(cli, split, split_run, tmp_path):
     assert "9 images have the very content of another and were counted once" in notes
 
 
-def test_an_image_is_decoded_once_to_be_told_apart_and_measured_at_every_ratio(
-    split, split_run, models, decoded, tmp_path
-):
+def test_an_image_is_decoded_once_to_tell_copies_and_at_all_ratios(split, split_run, models, decoded, tmp_path):
     """All pictures have one size: each is decoded to know whether it is a copy."""
     test = Path(shutil.copytree(split / "test", tmp_path / "animals"))
     again = as_bmp(Path(shutil.copytree(split / "test", tmp_path / "again")))

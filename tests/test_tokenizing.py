@@ -17,7 +17,7 @@ from hubs import cache, keep
 
 from clipfit import ModelError
 from clipfit.formats import consumer
-from clipfit.model import loading
+from clipfit.model import compat, loading
 
 __all__ = ["cache"]  # a fixture
 tokenizers = pytest.importorskip("tokenizers")
@@ -125,3 +125,15 @@ def test_without_the_transformers_library_the_extra_is_named(cache, model, monke
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else real(name))
     with pytest.raises(ModelError, match=r"transformers library, which is not installed: pip install 'clipfit\[transf"):
         loading.load(str(model))
+
+
+@pytest.mark.parametrize("more", [{}, {"clean": "whitespace"}])
+def test_open_clips_own_vocabulary_is_read_once_and_stays_as_it_was(more):
+    texts = ["A  Photo of the Ant-Lion &amp; co., 32", ""]
+    both = [{"context_length": length, **more} for length in (16, 77)]
+    for options, own in zip(both, [compat.plain_tokenizer(options) for options in both], strict=True):
+        length = options["context_length"]
+        assert torch.equal(own(texts), open_clip.SimpleTokenizer(**options)(texts))
+        assert own(texts).shape == (2, length)
+        assert own(texts, context_length=2 * length).shape == (2, 2 * length)
+        assert (own.encoder is compat.plain_tokenizer({"context_length": 8}).encoder) == (not more)

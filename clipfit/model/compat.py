@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import open_clip
 from open_clip.factory import _find_checkpoint_in_dir
-from open_clip.tokenizer import HFTokenizer
+from open_clip.tokenizer import HFTokenizer, _tokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 Model: TypeAlias = open_clip.CLIP | open_clip.CustomTextCLIP
@@ -71,6 +71,15 @@ def preprocess_cfg(given: Mapping[str, Any]) -> dict[str, Any]:
 def evaluation_transform(cfg: Mapping[str, Any]) -> list[Any]:
     """The steps by which open_clip makes a picture its model's input."""
     return list(image_transform_v2(PreprocessCfg(**cfg), is_train=False).transforms)
+
+
+def plain_tokenizer(options: Mapping[str, Any]) -> open_clip.SimpleTokenizer:
+    """open_clip's own. Its vocabulary takes a while to read, and was read for the usual one with open_clip itself."""
+    if set(options) > {"context_length"}:
+        return open_clip.SimpleTokenizer(**options)
+    tokenizer = copy.copy(_tokenizer)
+    tokenizer.context_length = options["context_length"]
+    return tokenizer
 
 
 def hub_tokenizer(place: str, mode: str | None, options: Mapping[str, Any]) -> Any:

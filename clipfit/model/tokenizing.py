@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ def tokenizer_of(source: Source) -> Any:
     options: dict[str, Any] = dict(text.get("tokenizer_kwargs") or {})
     options["context_length"] = text.get("context_length", open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     if not is_of_transformers(source):
-        return _of_open_clip(json.dumps(options, sort_keys=True))
+        return compat.plain_tokenizer(options)
     if importlib.util.find_spec("transformers") is None:
         raise ModelError(
             f"the tokenizer of {source.model} is one of the transformers library, which is not installed: "
@@ -51,12 +49,6 @@ def tokenizer_of(source: Source) -> Any:
             return compat.hub_tokenizer(str(place or name), text.get("tokenizer_mode"), options)
         except Exception as error:
             raise ModelError(_missing(source, name, folder, place, error)) from error
-
-
-@functools.lru_cache(maxsize=4)
-def _of_open_clip(options: str) -> Any:
-    """Its vocabulary takes a while to read. `options`: in JSON."""
-    return open_clip.SimpleTokenizer(**json.loads(options))
 
 
 def are_cut(source: Source, texts: Sequence[str]) -> list[bool]:
