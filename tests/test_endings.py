@@ -13,6 +13,7 @@ from conftest import make_classes
 from typer.testing import CliRunner
 
 from clipfit.cli import application
+from clipfit.runs.run import open_run
 
 # a command whose body is the last argument, so that no ending needs a model
 PROGRAM = """
@@ -41,10 +42,10 @@ full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /de
 def run(
     *arguments: str, body: str = "", into: tuple[str, ...] | list[str] = (), **options
 ) -> subprocess.CompletedProcess:
-    options = {"stdout": subprocess.PIPE, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     command = [*into, sys.executable, "-c", PROGRAM, *arguments, body]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, env=buffered, **options)
+    return subprocess.run(command, text=True, env=buffered, **options)
 
 
 # ---- under --json an error is a document too
@@ -147,6 +148,46 @@ def test_rows_into_a_closed_pipe_end_quietly():
     os.close(write)
     for ended in (rows, waiting):
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# ---- a stderr that is read by nobody, or full
+
+SHOW = """
+from clipfit.report.console import Console
+with Console() as console:
+    for n in range(3):
+        console.say(f"line {n}")
+    os.write(1, b"done")
+"""
+
+
+def test_work_goes_on_where_nobody_reads_of_its_progress():
+    read, write = os.pipe()
+    os.close(read)
+    for into in ([], ["sh", "-c", '"$@" 2>&-', "sh"]):
+        ended = run("toy", body=SHOW, into=into, stderr=write)
+        assert (ended.returncode, ended.stdout) == (0, "done")
+    failed = run("toy", "--json", body=f"{SHOW}\nraise DataError('no images.')", stderr=write)
+    assert (failed.returncode, failed.stdout[:4]) == (3, "done")
+    assert json.loads(failed.stdout[4:])["error"]["message"] == "no images."
+    os.close(write)
+
+
+@full_device
+def test_work_goes_on_where_the_disk_of_its_log_is_full():
+    ended = run("toy", body=SHOW, into=["sh", "-c", '"$@" 2>/dev/full', "sh"])
+    assert (ended.returncode, ended.stdout) == (0, "done")
+
+
+def test_a_run_is_written_although_nobody_reads_of_its_progress(models, flat, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "clipfit", "adapt", flat, "--model", models["vit"], "--output", "run", "--json"]
+    ended = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=write, text=True)
+    os.close(write)
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["run"] == "run"
+    assert open_run(tmp_path / "run").method == "cite"
 
 
 # ---- signals

@@ -14,7 +14,7 @@ import clipfit
 PACKAGE = Path(clipfit.__file__).parent
 # from the bottom up; a module may import from lower rows, and a package from itself
 ROWS = [
-    {"errors", "version", "prompts", "losses", "events", "interrupts", "streams", "text"},
+    {"errors", "version", "prompts", "losses", "events", "interrupts", "stdio", "streams", "text"},
     {"config", "ensemble", "ranks"},
     {"data"},
     {"model"},
@@ -84,7 +84,7 @@ def test_imports_point_downwards(path):
 def test_only_the_command_line_uses_the_public_api_and_it_uses_nothing_else(path):
     parts = own_imports(path)
     if part_of(path) == "cli":
-        below = {"methods", "config", "errors", "interrupts", "ranks", "text", "version"}
+        below = {"methods", "config", "errors", "interrupts", "ranks", "stdio", "text", "version"}
         assert set(parts) <= {None, "cli", "report", *below}
     else:
         assert None not in parts, f"{path} imports from clipfit/__init__.py"

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from clipfit.cli import adapt, benchmark, check, evaluate, explain, export, models, predict, report
-from clipfit.cli.common import Commands, fill_closed_streams
+from clipfit.cli.common import Commands
 from clipfit.cli.options import with_options
+from clipfit.stdio import fill_closed_streams
 
 COMMANDS = {
     "adapt": adapt,

@@ -11,13 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 import typer.core
 
 from clipfit import interrupts, ranks
 from clipfit.errors import ClipfitError, OutputError, UsageError, first_line
+from clipfit.stdio import flush
 from clipfit.text import printable
 
 UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -151,28 +152,3 @@ def _print(document: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError):
             flush(sys.stdout)
         raise OutputError(f"standard output cannot be written: {error.strerror}; the JSON document is lost.") from None
-
-
-def flush(stream: TextIO | None) -> None:
-    """Write out what waits in it; where that fails, let go of it, or Python would fail again when it ends.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    if stream is None:
-        return
-    try:
-        stream.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
-        raise
-
-
-def fill_closed_streams() -> None:
-    """Open what was closed of stdin, stdout and stderr, so that no file of ours takes its number and others' words."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(number)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 import rich.box
 import rich.console
@@ -15,6 +16,7 @@ from clipfit import ranks
 from clipfit.events import CountReport, StepReport
 from clipfit.report import check, evaluation, forgetting
 from clipfit.report.pace import Pace
+from clipfit.stdio import Forgiving
 from clipfit.text import printable
 
 if TYPE_CHECKING:  # a command imports its own verb alone
@@ -37,7 +39,7 @@ class Console:
     """
 
     def __init__(self, out: rich.console.Console | None = None) -> None:
-        self._out = out or rich.console.Console(stderr=True, highlight=False, quiet=not ranks.started().leads)
+        self._out = out or _stderr()
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -170,6 +172,12 @@ class Console:
         self._line(f"{where}; read back by {proof.consumer} in a process of its own")
         for text in _proved(proof):
             self._line(text)
+
+
+def _stderr() -> rich.console.Console:
+    """Whoever stops reading it, or fills its disk, does not end hours of work."""
+    stream = cast(TextIO, Forgiving(sys.stderr)) if sys.stderr else None
+    return rich.console.Console(file=stream, stderr=True, highlight=False, quiet=not ranks.started().leads)
 
 
 def _expected(forecast: Forecast) -> list[str]:
