@@ -100,6 +100,10 @@ class Clip(NamedWeights):
         tokens: torch.Tensor = self._tokenizer(list(texts))
         return tokens
 
+    def placed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, context length) as the text tower takes them: (n, length) on the device, cut before."""
+        return text_tower.cut(self.model, tokens).to(self.device, non_blocking=True)
+
     def encode_image(
         self, images: torch.Tensor, class_tokens: torch.Tensor | None = None, rows: Rows | None = None
     ) -> torch.Tensor:
@@ -140,7 +144,7 @@ class Clip(NamedWeights):
     def text_features(self, tokens: torch.Tensor, rows: Rows | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids (C, context length) → t (C, D) of unit norm; f (C, D) of an inner block where tokens are edited."""
         inner_block = self.edits.settings.text_block if self.edits else None
-        tokens = text_tower.cut(self.model, tokens).to(self.device, non_blocking=True)
+        tokens = self.placed(tokens) if tokens.device.type == "cpu" else tokens
         with self.drawing(rows), autocast(self.device, self.precision):
             features, *inner = text_tower.features(self.model, tokens, self.context, inner_block)
         return F.normalize(features.float(), dim=1), inner[0].float() if inner else None

@@ -24,7 +24,9 @@ from clipfit.methods import Embeddings, Objective, Seen, Term
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Texts
 from clipfit.streams import Rows
+from clipfit.training.graphs import Recorder
 
+TOTAL = ""  # among losses by name
 TEXTS = 4  # texts at once for every image at once: a class name costs an eighth of a small image, and less
 
 Part = TypeVar("Part")
@@ -116,8 +118,20 @@ def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> L
         NonFiniteError: a loss is not a finite number; what was added is of no use then.
         MemoryElsewhereError: another process ran out of memory.
     """
+    return read(batch.image_rows.step + 1, gradient(objective, batch, size))
+
+
+def gradient(
+    objective: Objective, batch: Batch, size: int | None = None, tokens: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """As `accumulate`, but the losses, of which TOTAL is what was minimised, are not read: a GPU is not waited for.
+
+    Args:
+        tokens: (n, length), those of the classes that the images are compared with, on the device; None: the
+            objective's own.
+    """
     here = ranks.here()
-    texts, seen, e = embedded(objective, batch, size)
+    texts, seen, e = embedded(objective, batch, size, tokens)
     terms = objective.terms(e, batch)
     total = weighted(terms)
     total.backward()
@@ -127,11 +141,11 @@ def accumulate(objective: Objective, batch: Batch, size: int | None = None) -> L
     here.sum_gradients(texts.leaves)
     texts.backward()
     here.sum_gradients(trained(objective))
-    return read(batch.image_rows.step + 1, total.detach(), terms)
+    return {TOTAL: total.detach()} | {name: term.value.detach() for name, term in terms.items()}
 
 
 def embedded(
-    objective: Objective, batch: Batch, size: int | None = None
+    objective: Objective, batch: Batch, size: int | None = None, given: torch.Tensor | None = None
 ) -> tuple[Pieces[Rows, Texts], Pieces[Batch, Seen], Embeddings]:
     """A batch through the towers: texts, images, and what losses are computed of."""
     clip, tokens, teacher, here = objective.clip, objective.tokens, objective.teacher, ranks.here()
@@ -139,7 +153,7 @@ def embedded(
     own_classes = classes.of(here.computed(len(classes.numbers)))
 
     def texts_of(rows: Rows) -> Texts:
-        return clip.read(tokens[list(rows.numbers)], rows)
+        return clip.read(tokens[list(rows.numbers)] if given is None else given, rows)
 
     images, of_texts = len(batch.labels), size and TEXTS * size
     texts = Pieces(texts_of, own_classes.split(of_texts), len(classes.numbers), of_texts)
@@ -168,14 +182,14 @@ def weighted(terms: Mapping[str, Term]) -> torch.Tensor:
     return sum(more, first)
 
 
-def read(step: int, total: torch.Tensor, terms: Mapping[str, Term]) -> Loss:
+def read(step: int, losses: Mapping[str, torch.Tensor]) -> Loss:
     """The losses as numbers: the one moment of a step in which the processor waits for a GPU, hence the last.
 
     Raises:
         NonFiniteError: their sum is no finite number.
     """
-    value, *values = torch.stack([total, *(term.value.detach() for term in terms.values())]).tolist()
-    loss = Loss(value, dict(zip(terms, values, strict=True)))
+    terms = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    loss = Loss(terms.pop(TOTAL), terms)
     if not math.isfinite(loss.total):
         raise NonFiniteError(f"step {step}: the loss is not finite ({loss.terms}); try a lower --learning-rate.")
     return loss
@@ -187,6 +201,9 @@ class Fitting:
     def __init__(self, objective: Objective, size: int | None, say: Callable[[str], None] = lambda text: None):
         """`size`: images at once to begin with; None: whole batches. `say` is told, once for all halvings of a step."""
         self._objective, self._size, self._say = objective, size, say
+        self._recorder = Recorder(
+            objective, trained(objective), lambda batch, tokens: gradient(objective, batch, None, tokens)
+        )
 
     def accumulate(self, batch: Batch, zero_grad: Callable[[], None]) -> Loss:
         """As the function of that name, from no gradient on.
@@ -195,45 +212,23 @@ class Fitting:
             NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
                 hold one image.
         """
-        given, size, here = self._size, self._size, ranks.here()
-        most = here.most(len(batch.labels))
+        given, size, most = self._size, self._size, ranks.here().most(len(batch.labels))
         while True:
             zero_grad()
             try:
-                loss = accumulate(self._objective, batch, size)
+                losses = self._recorder(batch) if size is None else None
+                loss = read(batch.image_rows.step + 1, losses or gradient(self._objective, batch, size))
                 break
             except NonFiniteError:
                 zero_grad()
                 raise
             except (RuntimeError, MemoryError) as error:
                 if lacks_a_deterministic_kernel(error):
-                    if self._in_shares():
-                        raise UsageError(
-                            f"torch has no deterministic kernel for all of this model ({first_line(error)}), and "
-                            "blocks in shares cannot begin a step anew: leave out --shard."
-                        ) from error
-                    settle_for_warnings()
-                    self._say(
-                        f"torch has no deterministic kernel for all of this model ({first_line(error)}): the same "
-                        "command need not give the same bytes again"
-                    )
-                    continue
-                if not ran_out_of_memory(error):
+                    self._settle(error)
+                elif ran_out_of_memory(error):
+                    size = self._smaller(error, size, most)
+                else:
                     raise
-                if self._in_shares():  # others wait for this one in a block
-                    raise UsageError(
-                        f"the memory does not hold this many images beside the weights' shares ({first_line(error)}): "
-                        "give a smaller --micro-batch, or take more processes."
-                    ) from error
-                if not isinstance(error, ranks.MemoryElsewhereError):
-                    here.fail()  # so that all halve their parts
-                at_once = min(size or most, most)
-                if at_once == 1:
-                    raise UsageError(
-                        f"one image at a time does not fit the memory ({first_line(error)}): try "
-                        "--gradient-checkpointing or --tuning lora, or take a smaller --model or another --device."
-                    ) from error
-                size = math.ceil(at_once / 2)
             if batch.images.is_cuda:
                 torch.cuda.empty_cache()  # here, for the error held what it was raised from
         if size != given:
@@ -243,6 +238,39 @@ class Fitting:
             )
             self._size = size
         return loss
+
+    def _settle(self, error: BaseException) -> None:
+        """For an operation that torch has no deterministic kernel of."""
+        if self._in_shares():
+            raise UsageError(
+                f"torch has no deterministic kernel for all of this model ({first_line(error)}), and blocks in shares "
+                "cannot begin a step anew: leave out --shard."
+            ) from error
+        settle_for_warnings()
+        self._say(
+            f"torch has no deterministic kernel for all of this model ({first_line(error)}): the same command need not "
+            "give the same bytes again"
+        )
+
+    def _smaller(self, error: BaseException, size: int | None, most: int) -> int | None:
+        """Images at once where memory ran out with so many, of `most`; as many, where other memory is given back."""
+        if self._in_shares():  # others wait for this one in a block
+            raise UsageError(
+                f"the memory does not hold this many images beside the weights' shares ({first_line(error)}): "
+                "give a smaller --micro-batch, or take more processes."
+            ) from error
+        if self._recorder.works:
+            self._recorder.stop()
+            return size
+        if not isinstance(error, ranks.MemoryElsewhereError):
+            ranks.here().fail()  # so that all halve their parts
+        at_once = min(size or most, most)
+        if at_once == 1:
+            raise UsageError(
+                f"one image at a time does not fit the memory ({first_line(error)}): try "
+                "--gradient-checkpointing or --tuning lora, or take a smaller --model or another --device."
+            ) from error
+        return math.ceil(at_once / 2)
 
     def _in_shares(self) -> bool:
         return any(map(ranks.in_shares, trained(self._objective)))
