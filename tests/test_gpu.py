@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from clipfit.methods import METHODS
 from clipfit.model import loading
 from clipfit.model.lora import Adapters
 from clipfit.streams import Rows
+from clipfit.training import step
+from clipfit.training.graphs import Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -76,3 +79,31 @@ def test_crops_are_resized_as_on_the_cpu_but_for_rounding() -> None:
     ours = augment.resized_on(torch.device("cuda"), crops, (32, 40)).cpu()
     expected = torch.stack([augment.resized(crop, (32, 40)) for crop in crops])
     assert (ours.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_checkpointing": True}, {"context": True}], ids=str)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_recorded_steps_give_the_bytes_of_those_that_are_not(
+    split: Path, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method, precision, given
+) -> None:
+    recorders: list[Recorder] = []
+
+    class Watched(Recorder):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            self.works &= len(recorders) == 0
+            recorders.append(self)
+
+    monkeypatch.setattr(step, "Recorder", Watched)
+    weights = []
+    for name in ("recorded", "plain"):
+        config = AdaptConfig(
+            split, method, models["vit"], device="cuda", precision=precision, output=tmp_path / name, forecast=False,
+            context=given.get("context", False),
+            recipe={"epochs": 6, **{key: value for key, value in given.items() if key != "context"}},
+        )  # fmt: skip
+        weights.append((adapt(config).run / "finetuned.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert [recorder.works for recorder in recorders] == [True, False]
+    assert recorders[0]._recorded

@@ -13,7 +13,7 @@ import torch
 from clipfit.config.shared import RUNTIMES, TORCH
 from clipfit.engines import sessions
 from clipfit.errors import UsageError
-from clipfit.model import devices
+from clipfit.model import bf16, devices
 from clipfit.model.clip import Clip
 from clipfit.model.named import ImageEngine
 
@@ -35,7 +35,7 @@ class Engine:
         """Have it compute the image embeddings of a CLIP, by the weights that it has now; these are for that alone."""
         clip.precision = self.precision
         if self.precision == "bf16" and self.runtime == TORCH and not clip.edits:  # edits invert the head as it is
-            devices.round_products(clip.model.visual)
+            bf16.round_products(clip.model.visual)
         clip.tower = None if self.runtime == TORCH else _tower(clip, self.runtime)
 
 

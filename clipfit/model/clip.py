@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from clipfit.model import compat, devices, preprocess, text_tower
+from clipfit.model import bf16, compat, preprocess, text_tower
+from clipfit.model.bf16 import autocast
 from clipfit.model.context import word_embeddings
 from clipfit.model.edits import Look, TokenEdits, editing, invert_head
 from clipfit.model.image_tower import PatchTower, patch_tower
@@ -45,14 +45,15 @@ class Clip(NamedWeights):
         self.model = model.eval().to(device)
         self.source = source
         self.device = device
-        self.precision = "fp32"  # of the towers; embeddings and losses are float32 always
+        self.precision = "fp32"
         self.tower = None
         self.model.logit_scale.requires_grad_(False)  # τ is frozen; tiny batches would ruin it
-        if self.model.logit_bias is not None:
-            self.model.logit_bias.requires_grad_(False)  # no softmax can train it
+        if self.model.logit_bias is not None:  # no softmax can train it
+            self.model.logit_bias.requires_grad_(False)
         self._tokenizer = tokenizer_of(source)
-        self._geometry = preprocess.geometry(source.preprocess_cfg)
-        self._scale = preprocess.Scale(source.preprocess_cfg, device)
+        # an RGB picture as the model wants it, (3, H, W) uint8; such images → float32 on the device, normalised
+        self.geometry = preprocess.geometry(source.preprocess_cfg)
+        self.normalize = preprocess.Scale(source.preprocess_cfg, device)
         self.image_size = compat.image_size(model)
         self.additions = additions or Additions()
         self.adapters: Adapters | None = None  # while only these are trained, see lora.adapted
@@ -60,8 +61,7 @@ class Clip(NamedWeights):
         self.context = self._new_context()  # (words, text width)
 
     def _new_edits(self) -> TokenEdits | None:
-        settings = self.additions.edits
-        if settings is None:
+        if (settings := self.additions.edits) is None:
             return None
         blocks = len(self.patch_tower.blocks)
         settings = settings.placed(blocks, len(text_tower.blocks(self.model, self.source.model)))
@@ -69,11 +69,20 @@ class Clip(NamedWeights):
         return TokenEdits(settings, blocks).to(self.device)
 
     def _new_context(self) -> torch.nn.Parameter | None:
-        words = self.additions.context
-        if words is None:
+        if (words := self.additions.context) is None:
             return None
         tokens = self.tokenize([words]).to(self.device)
         return torch.nn.Parameter(word_embeddings(self.model, tokens, words, self.source.model))
+
+    @property
+    def precision(self) -> str:
+        """Of the towers' products, fp32 or bf16; embeddings and losses are float32 always."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        self._precision = precision
+        bf16.prepare(self.model, self.device, precision)
 
     @property
     def embed_dim(self) -> int:
@@ -97,8 +106,7 @@ class Clip(NamedWeights):
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts → token ids (n, context length) int64, on the CPU, where they are cut with no GPU to wait for."""
-        tokens: torch.Tensor = self._tokenizer(list(texts))
-        return tokens
+        return torch.as_tensor(self._tokenizer(list(texts)))
 
     def placed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Token ids (n, context length) as the text tower takes them: (n, length) on the device, cut before."""
@@ -173,14 +181,6 @@ class Clip(NamedWeights):
         with torch.autocast(self.device.type, enabled=False):
             return invert_head(features, self.patch_tower.head, self.edits.settings.class_token_inverse)
 
-    def geometry(self, picture: Image.Image) -> torch.Tensor:
-        """An RGB picture resized and cropped as the model wants it: (3, H, W) uint8."""
-        return self._geometry(picture)
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images (B, 3, H, W) → float32 on the model's device, by the model's mean and standard deviation."""
-        return self._scale(images)
-
 
 class FrozenImageTower:
     """The pre-trained image tower of plain CLIP, as a teacher: no gradient, no edits, and no text tower beside it."""
@@ -195,7 +195,7 @@ class FrozenImageTower:
         }
         self.visual = copy.deepcopy(clip.model.visual, shared)
         if self._precision == "bf16":
-            devices.round_products(self.visual)
+            bf16.round_products(self.visual)
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -207,8 +207,3 @@ class FrozenImageTower:
 
 def _on(tensor: torch.Tensor, device: torch.device, copied: bool) -> torch.Tensor:
     return tensor.detach().clone() if copied else tensor.detach().to(device)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """The towers' products in bf16 where asked for."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()

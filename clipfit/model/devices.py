@@ -70,19 +70,6 @@ def multiplies_bf16(device: torch.device) -> bool:
     return fast and _probed(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and not _kept_to_less()
 
 
-def round_products(tower: torch.nn.Module) -> None:
-    """Keep in bf16 the weights that autocast would round to it in every forward pass: the same bits, in less memory.
-
-    For a tower that is not trained, and whose weights nobody reads. What is added, normalised or scaled by stays as it
-    is, for autocast leaves it so; the first weights of torch's own attention too, which is another, fused one, of other
-    bits, where they have the type of what comes in.
-    """
-    for part in tower.modules():
-        if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)):
-            for parameter in part.parameters(recurse=False):
-                parameter.data = parameter.data.bfloat16()
-
-
 def _probed(owner: Any, name: str) -> bool:
     """What a probe of torch's says; these are private, and one that is gone says no."""
     try:

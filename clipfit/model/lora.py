@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from clipfit import streams
 from clipfit.config.lora import LoraSettings
 from clipfit.errors import ModelError
-from clipfit.model import attention
+from clipfit.model import attention, bf16
 from clipfit.streams import Rows
 
 if TYPE_CHECKING:
@@ -122,12 +122,7 @@ class LoraAttention(LowRank):
         """Called as open_clip's blocks call their attention: key and value, where they are named, are x itself."""
         f = self.frozen
         qkv = F.linear(x, f.in_proj_weight, f.in_proj_bias).unflatten(2, (3, -1)) + self.added(x)  # (n, L, 3, width)
-        q, k, v = qkv.unflatten(3, (f.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (n, heads, L, head width)
-        mask = None if attn_mask is None else attn_mask.to(q)
-        if mask is not None and mask.ndim == 3:  # (n · heads, L, L), of texts whose padding is masked
-            mask = mask.unflatten(0, (len(x), f.num_heads))
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        out = f.out_proj(seen.transpose(1, 2).flatten(2))
+        out = bf16.self_attention(f, x, qkv, attn_mask)
         return (out, None) if isinstance(f, torch.nn.MultiheadAttention) else out
 
     def merged(self) -> Any:
