@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from clipfit.data.images import ImageStore
 from clipfit.interrupts import Stopped
 from clipfit.measure import scoring
 from clipfit.model import loading
-from clipfit.training import input, loop
-from clipfit.training.input import Schedule
+from clipfit.training import input, loop, step
+from clipfit.training.input import Early, Schedule
 
 RECIPE = Recipe(learning_rate=1e-3, epochs=3, batch_size=3)
 SIZE = (32, 32)
@@ -175,3 +177,45 @@ def test_images_that_are_not_in_memory_are_read_by_several_threads_and_stay_in_o
         for rows in (slice(0, 4), slice(4, 6)):
             expected = clip.encode_image(clip.normalize(images._pictures[chosen[rows]]))
             assert torch.equal(found[rows], expected)
+
+
+def test_inputs_that_are_made_early_are_the_same_and_fail_in_their_turn():
+    made: list[int] = []
+
+    def inputs() -> Iterator[int]:
+        for number in range(3):
+            made.append(number)
+            yield number
+        raise DataError("the fourth is gone")
+
+    early = Early(inputs())
+    assert next(early) == 0
+    early.prepare()
+    early.prepare()
+    assert made == [0, 1]
+    assert next(early) == 1
+    assert next(early) == 2
+    early.prepare()
+    with pytest.raises(DataError, match="the fourth is gone"):
+        next(early)
+    assert list(Early(iter([1, 2]))) == [1, 2]
+
+
+def test_the_next_input_is_made_while_a_gpu_computes(models, shots, monkeypatch):
+    """After the whole gradient was asked for, and before the losses are waited for."""
+    images, labels, names = shots
+    events: list[str] = []
+
+    def noting(owner: Any, name: str) -> None:
+        usual = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: (events.append(name), usual(*given))[1])
+
+    noting(Early, "prepare")
+    noting(step, "gradient")
+    noting(step, "read")
+    clip = loading.load(models["vit"])
+    _, objective = task_of(clip, names, "cite")
+    loop.train(clip, objective, images, Schedule(labels, RECIPE, 0, balance=True))
+    whole = ["prepare", "gradient", "prepare", "read"]
+    assert events[: 2 * len(whole)] == [*whole, *whole]
+    assert events.count("read") == Schedule(labels, RECIPE, 0, balance=True).steps

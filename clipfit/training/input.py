@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
@@ -18,6 +19,7 @@ from clipfit.data.ahead import ahead
 from clipfit.data.images import Images
 
 AHEAD = 2  # batches
+TOGETHER = 8  # crops that a thread copies for a GPU: one alone takes less time than it takes to hand it over
 CPU = torch.device("cpu")
 
 
@@ -29,6 +31,32 @@ class Input(NamedTuple):
     views: Sequence[int]
     own: range  # the places among the views that this process cuts
     crops: torch.Tensor  # (B, 3, H, W) uint8, of those alone; on the model's device where it is a GPU
+
+
+class Early:
+    """Inputs, of which the next one can be made before it is asked for; what goes wrong then is raised in its turn."""
+
+    def __init__(self, inputs: Iterator[Input]):
+        self._inputs = inputs
+        self._ready: list[Input | Exception] = []
+
+    def __iter__(self) -> Iterator[Input]:
+        return self
+
+    def __next__(self) -> Input:
+        self.prepare()
+        found = self._ready.pop()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def prepare(self) -> None:
+        """Make the next one ready, if none is."""
+        if not self._ready:
+            try:
+                self._ready.append(next(self._inputs))
+            except Exception as error:  # that there are no more, too
+                self._ready.append(error)
 
 
 @dataclass(frozen=True)
@@ -105,22 +133,28 @@ class Schedule:
         """
 
         here, on_gpu = ranks.here(), device.type == "cuda"
+        at_once = TOGETHER if on_gpu else 1
 
-        def listed() -> Iterator[tuple[int, int, list[int], int]]:
+        def listed() -> Iterator[tuple[int, list[int], list[int]]]:
             for step in range(first, self.steps):
                 epoch, views = self.step(step)
-                yield from ((step, epoch, views, views[row]) for row in here.computed(len(views)))
+                own = [views[row] for row in here.computed(len(views))]
+                yield from ((epoch, views, own[k : k + at_once]) for k in range(0, len(own), at_once))
 
-        def cut(item: tuple[int, int, list[int], int]) -> torch.Tensor:
-            _, epoch, _, view = item
-            return self._cut(images, epoch, view).contiguous() if on_gpu else self.crop(images, epoch, view, size)
+        def cut(item: tuple[int, list[int], list[int]]) -> list[torch.Tensor]:
+            epoch, _, some = item
+            if on_gpu:
+                return [self._cut(images, epoch, view).contiguous() for view in some]
+            return [self.crop(images, epoch, view, size) for view in some]
 
         crops: list[torch.Tensor] = []
-        with closing(ahead(listed(), cut, AHEAD * here.most(self.recipe.batch_size))) as found:
-            for (step, epoch, views, _), crop in found:
-                crops.append(crop)
+        steps = itertools.count(first)
+        most = math.ceil(AHEAD * here.most(self.recipe.batch_size) / at_once)
+        with closing(ahead(listed(), cut, most)) as found:
+            for (epoch, views, _), some in found:
+                crops += some
                 own = here.computed(len(views))
                 if len(crops) == len(own):
                     joined = augment.resized_on(device, crops, size) if on_gpu else torch.stack(crops)
-                    yield Input(step, epoch, views, own, joined)
+                    yield Input(next(steps), epoch, views, own, joined)
                     crops = []

@@ -17,7 +17,7 @@ from clipfit.methods import Group, Objective
 from clipfit.methods.batch import Batch
 from clipfit.model.clip import Clip
 from clipfit.streams import Rows
-from clipfit.training.input import Schedule
+from clipfit.training.input import Early, Schedule
 from clipfit.training.saving import Saving
 from clipfit.training.state import Trained
 from clipfit.training.step import Fitting
@@ -54,14 +54,15 @@ def train(
     fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
-    inputs = schedule.inputs(images, clip.image_size, len(reports), clip.device)
     keeping = saving.kept(trained, reports) if saving else contextlib.nullcontext()
+    inputs = schedule.inputs(images, clip.image_size, len(reports), clip.device)
     with keeping, ranks.noticing(), contextlib.closing(inputs):
-        for step, epoch, views, own, crops in inputs:
+        early = Early(inputs)
+        for step, epoch, views, own, crops in early:
             annealed = 0.5 * (1 + math.cos(math.pi * step / steps))
             labels = [schedule.labels[view % len(images)] for view in views]
             batch = Batch.of(clip.normalize(crops), labels, Rows(step, tuple(views)), own)
-            loss = fitting.accumulate(batch, trained.zero_grad)
+            loss = fitting.accumulate(batch, trained.zero_grad, early.prepare)
             rate = recipe.learning_rate * annealed
             report = StepReport(step + 1, steps, epoch + 1, len(views), rate, loss.terms, loss.total)
             with interrupts.waiting():  # a step is done whole and reported, or not at all

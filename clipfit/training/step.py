@@ -205,8 +205,10 @@ class Fitting:
             objective, trained(objective), lambda batch, tokens: gradient(objective, batch, None, tokens)
         )
 
-    def accumulate(self, batch: Batch, zero_grad: Callable[[], None]) -> Loss:
-        """As the function of that name, from no gradient on.
+    def accumulate(
+        self, batch: Batch, zero_grad: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
+    ) -> Loss:
+        """As the function of that name, from no gradient on. `meanwhile` is done while a GPU is not waited for yet.
 
         Raises:
             NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
@@ -217,7 +219,9 @@ class Fitting:
             zero_grad()
             try:
                 losses = self._recorder(batch) if size is None else None
-                loss = read(batch.image_rows.step + 1, losses or gradient(self._objective, batch, size))
+                losses = losses or gradient(self._objective, batch, size)
+                meanwhile()
+                loss = read(batch.image_rows.step + 1, losses)
                 break
             except NonFiniteError:
                 zero_grad()
