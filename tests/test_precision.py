@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,12 +13,14 @@ import torch
 from conftest import Cli, task_of
 from families import FAMILIES, make_family
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipfit import AdaptConfig, EvaluateConfig, UsageError, adapt, evaluate, load
+from clipfit.config.lora import LoraSettings
 from clipfit.engines import TORCH, Engine
 from clipfit.methods import METHODS
 from clipfit.methods.batch import Batch
-from clipfit.model import devices, loading
+from clipfit.model import devices, loading, lora
 from clipfit.model.clip import FrozenImageTower
 from clipfit.streams import Rows
 from clipfit.training.step import accumulate, embedded
@@ -155,6 +159,88 @@ def test_weights_gradients_embeddings_and_losses_are_float32_in_bf16(models, met
         assert differ == torch.float32
     assert found["bf16"] != found["fp32"]
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
+
+
+# ---- what autocast alone leaves slow on a processor
+
+
+class Types(TorchDispatchMode):
+    """Notes in which number types what was computed, and what was copied to be computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, set[torch.dtype]] = {}
+        self.most_copied = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [part for part in torch.utils._pytree.tree_leaves(args) if isinstance(part, torch.Tensor)]
+        made = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if given:
+            self.found.setdefault(name, set()).add(given[0].dtype)
+        if name in ("clone", "_to_copy", "copy_", "expand") and isinstance(made, torch.Tensor):
+            self.most_copied = max(self.most_copied, made.numel())
+        return made
+
+
+def noted(work: Callable[[], object]) -> Types:
+    with Types() as types:
+        work()
+    return types
+
+
+def test_no_weight_is_copied_for_every_token_of_a_tower_without_a_gradient(models):
+    """torch's attention turns its input round, and then multiplies a batch of copies of its weight."""
+    clip = loading.load(models["vit"])
+    clip.precision = "bf16"
+    images = torch.randn(3, 3, *clip.image_size)
+    largest = max(p.numel() for p in clip.model.visual.parameters())
+    teacher = FrozenImageTower(clip)
+    assert teacher.visual.transformer.resblocks[0].attn.in_proj_weight.dtype == torch.bfloat16
+    for tower in (teacher, torch.no_grad()(clip.encode_image)):
+        types = noted(lambda tower=tower: tower(images))
+        assert types.most_copied <= max(largest, images.numel())
+        assert "bmm" not in types.found
+        assert types.found["addmm"] == {torch.bfloat16}
+    clip.precision = "fp32"
+    for part in clip.model.modules():
+        assert "forward" not in vars(part)
+
+
+def test_attention_and_the_patch_embedding_that_is_trained_are_in_float32_beside_products_in_bf16(models):
+    clip = loading.load(models["vit"])
+    clip.precision = "bf16"
+    images, tokens = torch.randn(3, 3, *clip.image_size), clip.tokenize(["an ant", "a bee"])
+    found = noted(lambda: (clip.encode_image(images).sum() + clip.encode_text(tokens).sum()).backward()).found
+    attending = [types for name, types in found.items() if "scaled_dot_product" in name]
+    assert attending
+    assert set.union(*attending) == {torch.float32}
+    assert found["convolution"] == {torch.float32}
+    assert torch.bfloat16 in found["mm"] | found["addmm"]
+    with torch.no_grad():
+        assert noted(lambda: clip.encode_image(images)).found["convolution"] == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("name", "tuning"),
+    [("vit", "full"), ("vit", "lora"), ("eos", "full"), ("bidirectional", "full"), ("resnet", "full")],
+)
+def test_what_is_computed_in_place_of_torchs_attention_is_that_attention(models, name, tuning):
+    """Beside float32, where embeddings and gradients differ by what bf16 rounds; with LoRA's attention too."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        clip = loading.load(models[name])
+        clip.precision = precision
+        images = torch.randn(3, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
+        tokens = clip.tokenize(["an ant", "a bee with a long name"])
+        with lora.adapted(clip, LoraSettings(dropout=0.0), 0) if tuning == "lora" else contextlib.nullcontext():
+            u = clip.encode_image(images, rows=Rows(0, (0, 1, 2)))
+            t = clip.encode_text(tokens, rows=Rows(0, (0, 1)))
+            (u[:, 0].sum() + t[:, 0].sum()).backward()
+            gradient = torch.cat([p.grad.flatten() for p in clip.model.parameters() if p.grad is not None])
+        found[precision] = u.detach(), t.detach(), gradient
+    for plain, rounded in zip(*found.values(), strict=True):
+        assert 0 < (plain - rounded).norm() / plain.norm() < 0.03
 
 
 def test_a_run_in_bf16_has_float32_weights(split, models, tmp_path):

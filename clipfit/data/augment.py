@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
@@ -94,7 +95,8 @@ def resized_on(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[
     # in one piece, for each operation has its price; pinned now, for of batches to come memory need not be locked
     pixels = [crop.numel() for crop in crops]
     given = torch.empty(sum(pixels), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    torch.cat([crop.flatten() for crop in crops], out=given)
+    # by numpy, in this thread: torch would share it with others, which wait for those that cut
+    np.concatenate([crop.numpy().reshape(-1) for crop in crops], out=given.numpy())
     there = given.to(device, non_blocking=True).float().split(pixels)
     joined = torch.empty(len(crops), 3, *size, device=device)
     for place, crop, flat in zip(joined, crops, there, strict=True):

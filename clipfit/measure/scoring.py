@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -59,8 +60,8 @@ def _by_batches(
     with contextlib.closing(ahead(own, images.__getitem__, 2 * cores())) as coming:
         for k in batches:
             rows = slice(k * size, (k + 1) * size)
-            views = [view for _, view in itertools.islice(coming, len(chosen[rows]))]
-            found[rows] = of(torch.stack(views))
+            views = [view.numpy() for _, view in itertools.islice(coming, len(chosen[rows]))]
+            found[rows] = of(torch.from_numpy(np.stack(views)))  # torch's threads would wait for those that read
     return here.complete(found)
 
 

@@ -82,10 +82,11 @@ def _attend(
 
 def _embed_patches(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """A patch embedding that is trained, in float32; any other convolution as it is."""
-    if layer.kernel_size != layer.stride or not (torch.is_grad_enabled() and layer.weight.requires_grad):
+    patches = layer.kernel_size == layer.stride and max(layer.kernel_size) > 1
+    if not (patches and torch.is_grad_enabled() and layer.weight.requires_grad):
         return type(layer).forward(layer, x)
     with torch.autocast("cpu", enabled=False):
-        return type(layer).forward(layer, x)
+        return type(layer).forward(layer, x.float())
 
 
 _INSTEAD: dict[type, Callable[..., Any]] = {nn.MultiheadAttention: _attend, nn.Conv2d: _embed_patches}

@@ -235,7 +235,8 @@ def judged(job: Job, batch: Sequence[tuple[Input, torch.Tensor | str]]) -> Judge
 def _judged(job: Job, views: list[torch.Tensor]) -> tuple[torch.Tensor, list[Prediction]]:
     if not views:
         return torch.empty(0, job.predictor.clip.embed_dim if job.config.embeddings else 0), []
-    u, logits = job.predictor.judged(torch.stack(views), job.candidates)
+    together = np.stack([view.numpy() for view in views])  # torch's threads would wait for those that read
+    u, logits = job.predictor.judged(torch.from_numpy(together), job.candidates)
     return u, job.candidates.predictions(logits, job.config.top)
 
 
