@@ -34,6 +34,9 @@ class Again(Recorder):
         super().__init__(*given)
         self.works, self.replays = True, 0
 
+    def _leaves_room(self) -> bool:
+        return True
+
     def _recording(self, work) -> tuple[Replay, Losses]:
         losses = {name: loss.clone() for name, loss in work().items()}
 

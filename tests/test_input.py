@@ -143,13 +143,17 @@ def test_a_gpu_is_given_crops_and_resizes_them_to_the_same_views(shots, monkeypa
         assert torch.equal(one.crops, other.crops)
 
 
-def test_what_a_gpu_computes_of_a_crop_is_what_a_processor_does_but_for_rounding():
+def test_what_a_gpu_computes_of_a_crop_is_what_a_processor_does_but_for_rounding(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     crops = [torch.randint(256, (3, *sides), generator=draw, dtype=torch.uint8) for sides in ((90, 70), (24, 31), SIZE)]
     ours = augment.resized_on(torch.device("cpu"), crops, SIZE)
     assert (ours.shape, ours.dtype) == ((3, 3, *SIZE), torch.uint8)
     expected = torch.stack([augment.resized(crop, SIZE) for crop in crops])
     assert (ours.int() - expected.int()).abs().max() <= 1
+    monkeypatch.setattr(augment, "AT_ONCE", crops[0].numel() + crops[1].numel())
+    assert torch.equal(augment.resized_on(torch.device("cpu"), crops, SIZE), ours)
+    monkeypatch.setattr(augment, "AT_ONCE", 1)
+    assert torch.equal(augment.resized_on(torch.device("cpu"), crops, SIZE), ours)
     assert torch.equal(ours[2], crops[2])
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from clipfit.config.lora import LoraSettings
 from clipfit.engines import TORCH, Engine
 from clipfit.methods import METHODS
 from clipfit.methods.batch import Batch
-from clipfit.model import devices, loading, lora
+from clipfit.model import bf16, devices, loading, lora
 from clipfit.model.clip import FrozenImageTower
 from clipfit.streams import Rows
 from clipfit.training.step import accumulate, embedded
@@ -164,6 +166,46 @@ def test_weights_gradients_embeddings_and_losses_are_float32_in_bf16(models, met
 # ---- what autocast alone leaves slow on a processor
 
 
+def test_attention_of_another_kind_computes_as_it_is():
+    """Pooling by attention has other keys than queries; that of another width has no weight of all three."""
+    for width in (32, 48):
+        pool = torch.nn.Sequential(torch.nn.MultiheadAttention(32, 4, kdim=width, vdim=width, batch_first=True)).eval()
+        bf16.prepare(pool, CPU, "bf16")
+        bf16.round_products(pool)
+        query, key = torch.randn(2, 3, 32), torch.randn(2, 5, width)
+        with torch.no_grad(), bf16.autocast(CPU, "bf16"):
+            seen, weights = pool[0](query, key, key)
+        assert (seen.shape, weights.shape) == ((2, 3, 32), (2, 3, 5))
+
+
+def test_masks_of_both_kinds_are_torchs():
+    attention = torch.nn.MultiheadAttention(32, 4, batch_first=True).eval()
+    x, hidden = torch.randn(2, 5, 32), torch.ones(5, 5, dtype=torch.bool).triu(1)
+    added = torch.zeros(5, 5).masked_fill(hidden, -torch.inf)
+    expected = attention(x, x, x, need_weights=False, attn_mask=added)[0]
+    bf16.prepare(attention, CPU, "bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        for mask in (hidden, added, added.expand(8, 5, 5)):
+            found = attention(x, x, x, need_weights=False, attn_mask=mask)[0]
+            assert found.dtype == torch.bfloat16
+            assert torch.allclose(found.float(), expected, atol=0.02)
+    assert torch.equal(attention(x, x, x, need_weights=False, attn_mask=added)[0], expected)  # no autocast, no bf16
+
+
+def test_a_teacher_is_forgotten_when_nobody_has_it(models):
+    clip = loading.load(models["vit"])
+    clip.precision = "bf16"
+    teacher = FrozenImageTower(clip)
+    held = weakref.ref(teacher.visual.transformer.resblocks[0].attn.in_proj_weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del teacher
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 class Types(TorchDispatchMode):
     """Notes in which number types what was computed, and what was copied to be computed."""
 
@@ -202,9 +244,12 @@ def test_no_weight_is_copied_for_every_token_of_a_tower_without_a_gradient(model
         assert types.most_copied <= max(largest, images.numel())
         assert "bmm" not in types.found
         assert types.found["addmm"] == {torch.bfloat16}
+    prepared = sum(type(part).__module__ == bf16.__name__ for part in clip.model.modules())
+    with bf16.usual(clip.model):
+        assert not any(type(part).__module__ == bf16.__name__ for part in clip.model.modules())
+    assert sum(type(part).__module__ == bf16.__name__ for part in clip.model.modules()) == prepared > 0
     clip.precision = "fp32"
-    for part in clip.model.modules():
-        assert "forward" not in vars(part)
+    assert not any(type(part).__module__ == bf16.__name__ for part in clip.model.modules())
 
 
 def test_attention_and_the_patch_embedding_that_is_trained_are_in_float32_beside_products_in_bf16(models):
@@ -218,7 +263,9 @@ def test_attention_and_the_patch_embedding_that_is_trained_are_in_float32_beside
     assert found["convolution"] == {torch.float32}
     assert torch.bfloat16 in found["mm"] | found["addmm"]
     with torch.no_grad():
-        assert noted(lambda: clip.encode_image(images)).found["convolution"] == {torch.bfloat16}
+        assert noted(lambda: clip.encode_image(images)).found["convolution"] == {torch.float32}
+        assert torch.equal(clip.encode_image(images), FrozenImageTower(clip)(images))
+    assert torch.equal(clip.encode_image(images).detach(), FrozenImageTower(clip)(images))
 
 
 @pytest.mark.parametrize(

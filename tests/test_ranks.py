@@ -673,3 +673,10 @@ def test_what_is_printed_while_processes_meet_is_dropped(capfd):
         os.write(1, b"[Gloo] Rank 1 is connected\n")
     os.write(1, b"a row\n")
     assert capfd.readouterr().out == "a row\n"
+
+
+def test_shares_in_bf16_are_proven_by_the_layers_that_computed_them(flat, models, tmp_path):
+    command = ["adapt", flat, "--model", models["vit"], "--shard", "--precision", "bf16", "--output", "run"]
+    results = torchrun(tmp_path, 2, *command)
+    assert [result.code for result in results] == [0, 0], results[0].stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] == "bf16"

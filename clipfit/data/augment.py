@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 
 Box = tuple[int, int, int, int]
+AT_ONCE = 2**25  # bytes of crops that a GPU is given in one piece
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ def resized_on(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[
 
     It rounds as the device does: a pixel may be one of 255 away from what `resized` makes of it.
     """
+    parts = [_resized_together(device, some, size) for some in _in_parts(crops)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _resized_together(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     # in one piece, for each operation has its price; pinned now, for of batches to come memory need not be locked
     pixels = [crop.numel() for crop in crops]
     given = torch.empty(sum(pixels), dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -102,3 +108,14 @@ def resized_on(device: torch.device, crops: Sequence[torch.Tensor], size: tuple[
     for place, crop, flat in zip(joined, crops, there, strict=True):
         place.copy_(F.interpolate(flat.view(1, *crop.shape), size, mode="bicubic", antialias=True)[0])
     return joined.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _in_parts(crops: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Of few bytes, in order: beside a step a GPU has little memory left."""
+    part: list[torch.Tensor] = []
+    for crop in crops:
+        if part and sum(map(torch.numel, part)) + crop.numel() > AT_ONCE:
+            yield part
+            part = []
+        part.append(crop)
+    yield part

@@ -265,6 +265,10 @@ class Views:
             if self._memory.takes(view):
                 self._kept[sample.path] = view
 
+    def forget(self) -> None:
+        """Keep none of them any longer."""
+        self._kept.clear()
+
     def read(self, sample: Sample) -> torch.Tensor:
         """In the model's geometry: (3, H, W) uint8. From any thread. Raises DataError as `decode`."""
         view = self._kept.pop(sample.path, None)

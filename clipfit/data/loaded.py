@@ -120,6 +120,7 @@ class Shots:
         distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
         fresh = [samples[others[k]] for k in distinct]
         store = ImageStore(fresh, config.cache_bytes, views.read, config.skip_bad_images)
+        views.forget()  # those of copies
         return store if len(store) else None
 
     def lines(self) -> list[dict[str, Any]]:

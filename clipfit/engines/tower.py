@@ -13,6 +13,7 @@ from clipfit.engines.sessions import Session, opened
 from clipfit.errors import ModelError, first_line
 from clipfit.formats import onnx, parts
 from clipfit.formats.parts import Part
+from clipfit.model import bf16
 from clipfit.model.clip import Clip
 from clipfit.runs import files
 
@@ -27,8 +28,9 @@ class Tower:
 
     def __init__(self, clip: Clip, runtime: str):
         self._clip = copy.copy(clip)  # the same weights; what is traced is torch's own tower, in float32
-        self._clip.tower, self._clip.precision = None, "fp32"
         self._runtime, self._precision = runtime, clip.precision
+        self._clip.tower, self._clip.precision = None, "fp32"
+        clip.precision = self._precision  # its layers, which are the same, read the texts
         self._sessions: dict[int | None, Session] = {}
         self._lock = threading.Lock()
 
@@ -65,7 +67,10 @@ class Tower:
 
     def _write(self, part: Part, file: Path) -> None:
         try:
-            with files.writing(file.parent), parts.quiet(), torch.enable_grad():  # else edits ask their strengths
+            with (
+                files.writing(file.parent), parts.quiet(), bf16.usual(self._clip.model),
+                torch.enable_grad(),  # else edits ask their strengths
+            ):  # fmt: skip
                 onnx.write_graph(part, file)
         except ModelError:
             raise

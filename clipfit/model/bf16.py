@@ -8,8 +8,7 @@ as slow backward as in float32, and the gradient of a patch embedding seven time
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,26 +25,38 @@ def prepare(model: nn.Module, device: torch.device, precision: str) -> None:
     """Have a model's layers compute in the way that suits products in bf16 on a processor, or in their own again."""
     suits = precision == "bf16" and device.type == "cpu"
     for part in model.modules():
-        own = _INSTEAD.get(type(part))
-        if own and suits:
-            part.forward = functools.partial(own, part)
-        elif own and "forward" in vars(part):
-            del part.forward  # that of its class again
+        if suits and type(part) in _INSTEAD and getattr(part, "in_proj_weight", part) is not None:
+            part.__class__ = _INSTEAD[type(part)]
+        elif not suits and type(part) in _USUAL:
+            part.__class__ = _USUAL[type(part)]
+
+
+@contextlib.contextmanager
+def usual(model: nn.Module) -> Iterator[None]:
+    """Within: the layers compute in their own way."""
+    prepared = [(part, type(part)) for part in model.modules() if type(part) in _USUAL]
+    for part, kind in prepared:
+        part.__class__ = _USUAL[kind]
+    try:
+        yield
+    finally:
+        for part, kind in prepared:
+            part.__class__ = kind
 
 
 def round_products(tower: nn.Module) -> None:
     """Keep in bf16 the weights that autocast would round to it in every forward pass: the same bits, in less memory.
 
     For a tower that is not trained, and whose weights nobody reads. What is added, normalised or scaled by stays as it
-    is, for autocast leaves it so; the first weights of torch's own attention too, where it is not `attend` that takes
-    them: torch's is another, fused one, of other bits, where they have the type of what comes in.
+    is, for autocast leaves it so; the first weights of torch's own attention too, unless it is prepared: torch's is
+    another, fused one, of other bits, where they have the type of what comes in.
     """
     for part in tower.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d)):
+        if isinstance(part, _Attention):
+            part.in_proj_weight.data = part.in_proj_weight.data.bfloat16()
+        elif isinstance(part, (nn.Linear, nn.Conv2d)) and not (isinstance(part, _Convolution) and part.embeds_patches):
             for parameter in part.parameters(recurse=False):
                 parameter.data = parameter.data.bfloat16()
-        elif isinstance(part, nn.MultiheadAttention) and "forward" in vars(part):
-            part.in_proj_weight.data = part.in_proj_weight.data.bfloat16()
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -69,24 +80,38 @@ def self_attention(attn: Any, x: torch.Tensor, qkv: torch.Tensor, mask: torch.Te
     return seen
 
 
-def _attend(
-    attn: nn.MultiheadAttention, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """In place of torch's forward, where it is called as open_clip's blocks call it."""
-    plain = attn.batch_first and attn.in_proj_weight is not None and options.keys() <= {"need_weights", "attn_mask"}
-    if not plain or options.get("need_weights", True) or key is not x or value is not x or attn.dropout:
-        return type(attn).forward(attn, x, key, value, **options)
-    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).unflatten(2, (3, -1))
-    return self_attention(attn, x, qkv, options.get("attn_mask")), None
+class _Attention(nn.MultiheadAttention):
+    """torch's, where it is called as open_clip's blocks call it."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        mask = options.get("attn_mask")
+        plain = options.keys() <= {"need_weights", "attn_mask"} and not options.get("need_weights", True)
+        same = key is x and value is x and self.batch_first and not self.dropout and self.bias_k is None
+        if not (_casting() and plain and same) or (mask is not None and not mask.is_floating_point()):
+            return super().forward(x, key, value, **options)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(2, (3, -1))
+        return self_attention(self, x, qkv, mask), None
 
 
-def _embed_patches(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """A patch embedding that is trained, in float32; any other convolution as it is."""
-    patches = layer.kernel_size == layer.stride and max(layer.kernel_size) > 1
-    if not (patches and torch.is_grad_enabled() and layer.weight.requires_grad):
-        return type(layer).forward(layer, x)
-    with torch.autocast("cpu", enabled=False):
-        return type(layer).forward(layer, x.float())
+class _Convolution(nn.Conv2d):
+    """A patch embedding is computed in float32, and rounded; any other is as it was."""
+
+    @property
+    def embeds_patches(self) -> bool:
+        return self.kernel_size == self.stride and max(self.kernel_size) > 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (_casting() and self.embeds_patches):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(torch.bfloat16)
 
 
-_INSTEAD: dict[type, Callable[..., Any]] = {nn.MultiheadAttention: _attend, nn.Conv2d: _embed_patches}
+def _casting() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+_INSTEAD: dict[type, type] = {nn.MultiheadAttention: _Attention, nn.Conv2d: _Convolution}
+_USUAL = {own: usual for usual, own in _INSTEAD.items()}

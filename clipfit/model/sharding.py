@@ -54,6 +54,7 @@ def sharded(clip: Clip, teacher: Callable[[Tensor], Tensor] | None = None) -> It
     with ranks.noticing():
         state = {name: _whole(tensor) for name, tensor in clip.state().items()}
     clip.model = loading.rebuild(clip.source, state, clip.additions, clip.device).model
+    clip.precision = clip.precision  # these layers, too, compute as suits it
 
 
 def _blocks(model: Any) -> Sequence[Any]:

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from clipfit import ranks
+from clipfit import interrupts, ranks
 from clipfit.methods import Objective
 from clipfit.methods.batch import Batch
+from clipfit.model import text_tower
 
+ROOM = 0.1  # share of the memory that recordings leave
 MOST = 32  # shapes: a batch may have fewer classes than images, and the text of a long name more tokens
 COLUMNS = ("images", "labels", "present", "classes", "counts")  # the tensors of a Batch
 
@@ -46,14 +48,16 @@ class Recorded:
 class Recorder:
     """Records the gradient of whole batches when their shape comes for the second time.
 
-    Not where adapters draw a dropout of its own for every step, nor where several processes wait for one another.
+    Not where adapters draw a dropout of its own for every step, nor where several processes wait for one another, nor
+    with a text tower of the transformers library.
     """
 
     def __init__(self, objective: Objective, parameters: Sequence[torch.nn.Parameter], gradient: Gradient):
         """`gradient`: of a batch beside the tokens of its classes, added to the parameters; losses are not read."""
         self._objective, self._parameters, self._gradient = objective, parameters, gradient
         clip = objective.clip
-        self.works = clip.device.type == "cuda" and clip.adapters is None and ranks.here().count == 1
+        plain = clip.adapters is None and text_tower.own(clip.model) is not None  # others may wait for the GPU
+        self.works = clip.device.type == "cuda" and plain and ranks.here().count == 1
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: dict[tuple[Any, ...], Recorded] = {}
         self._images: dict[torch.Size, torch.Tensor] = {}  # where all shapes of so many images read them
@@ -71,11 +75,11 @@ class Recorder:
         if shape not in self._recorded:
             if self._seen[shape] == 1 or len(self._recorded) == MOST:
                 return None
-            try:
-                self._recorded[shape] = self._record(batch, tokens)
-            except RuntimeError:  # a kernel that cannot be recorded, or no memory
-                self.stop()
+            found = self._recordable(batch, tokens)
+            if found is None:
+                self.stop()  # here, for what was raised held what it was raised from
                 return None
+            self._recorded[shape] = found
         losses = self._recorded[shape](batch, tokens)
         self._put_gradients()
         return losses
@@ -89,6 +93,21 @@ class Recorder:
         for parameter in self._parameters:
             parameter.grad = None
         gc.collect()
+        torch.cuda.empty_cache()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is memory that `stop` gives back."""
+        return bool(self._recorded)
+
+    def _recordable(self, batch: Batch, tokens: torch.Tensor) -> Recorded | None:
+        """None where a kernel cannot be recorded, or where little memory would be left for all else."""
+        try:
+            with interrupts.waiting():  # nothing can be said or saved in the middle of it
+                found = self._record(batch, tokens)
+        except RuntimeError:
+            return None
+        return found if self._leaves_room() else None
 
     def _record(self, batch: Batch, tokens: torch.Tensor) -> Recorded:
         images = self._images.setdefault(batch.images.shape, batch.images.clone())
@@ -108,11 +127,18 @@ class Recorder:
         return Recorded(replay, own, tokens, losses)
 
     def _recording(self, work: Callable[[], Losses]) -> tuple[Replay, Losses]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            losses = work()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                losses = work()
+        finally:
+            torch.cuda.set_stream(stream)  # torch leaves it where a recording fails
         self._pool = graph.pool()
         return graph.replay, losses
+
+    def _leaves_room(self) -> bool:
+        free, whole = torch.cuda.mem_get_info()
+        return free > ROOM * whole
 
     def _put_gradients(self) -> None:
         for parameter, gradient in self._gradients.items():

@@ -263,7 +263,7 @@ class Fitting:
                 f"the memory does not hold this many images beside the weights' shares ({first_line(error)}): "
                 "give a smaller --micro-batch, or take more processes."
             ) from error
-        if self._recorder.works:
+        if self._recorder.holds:
             self._recorder.stop()
             return size
         if not isinstance(error, ranks.MemoryElsewhereError):

@@ -127,6 +127,7 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
 def _decoded(samples: Sequence[Sample], views: Views, config: EvaluateConfig, progress: Progress) -> ImageStore:
     progress.say(f"decoding {len(samples)} images")
     images = ImageStore(samples, config.cache_bytes, views.read, config.skip_bad_images, shared=True)
+    views.forget()  # those of copies
     if not len(images):
         raise DataError(f"no readable image is left of the {len(samples)} to evaluate on: replace broken images.")
     return images
