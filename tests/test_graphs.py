@@ -158,10 +158,14 @@ def test_a_recorded_loss_that_is_not_finite_is_an_error(models, monkeypatch):
 
 
 @pytest.mark.usefixtures("doubles")
-def test_nothing_is_recorded_where_there_is_no_gpu_or_dropout_is_drawn(models):
+def test_nothing_is_recorded_where_there_is_no_gpu_or_dropout_is_drawn(models, monkeypatch):
     for tuning in ("full", "lora"):
         with in_double(models["vit"], "cite", tuning) as (objective, _):
             assert not Fitting(objective, None)._recorder.works
             objective.clip.device = torch.device("cuda")
             assert Fitting(objective, None)._recorder.works == (tuning == "full")
+            monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+            for number in (0, 1):  # what is computed on another GPU than the current one would not be recorded
+                objective.clip.device = torch.device("cuda", number)
+                assert Fitting(objective, None)._recorder.works == (tuning == "full" and number == 0)
     assert len(NAMES) == 5

@@ -48,8 +48,8 @@ class Recorded:
 class Recorder:
     """Records the gradient of whole batches when their shape comes for the second time.
 
-    Not where adapters draw a dropout of its own for every step, nor where several processes wait for one another, nor
-    with a text tower of the transformers library.
+    On the current GPU alone, for what runs on another is not recorded; not where adapters draw a dropout of its own for
+    every step, nor where several processes wait for one another, nor with a text tower of the transformers library.
     """
 
     def __init__(self, objective: Objective, parameters: Sequence[torch.nn.Parameter], gradient: Gradient):
@@ -57,7 +57,7 @@ class Recorder:
         self._objective, self._parameters, self._gradient = objective, parameters, gradient
         clip = objective.clip
         plain = clip.adapters is None and text_tower.own(clip.model) is not None  # others may wait for the GPU
-        self.works = clip.device.type == "cuda" and plain and ranks.here().count == 1
+        self.works = plain and ranks.here().count == 1 and _is_current(clip.device)
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: dict[tuple[Any, ...], Recorded] = {}
         self._images: dict[torch.Size, torch.Tensor] = {}  # where all shapes of so many images read them
@@ -143,3 +143,7 @@ class Recorder:
     def _put_gradients(self) -> None:
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient
+
+
+def _is_current(device: torch.device) -> bool:
+    return device.type == "cuda" and (device.index is None or device.index == torch.cuda.current_device())
