@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
@@ -39,17 +40,19 @@ class Forgiving:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except BlockingIOError:  # whoever reads it is slow: these words are lost
-            pass
-        except OSError:
-            _let_go(self._stream)
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            flush(self._stream)
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BlockingIOError:  # whoever reads it is slow, and there yet
+            pass
+        except OSError:
+            _let_go(self._stream)
 
 
 def _let_go(stream: TextIO) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from clipfit.cli import application
 from clipfit.runs.run import open_run
+from clipfit.stdio import Forgiving
 
 # a command whose body is the last argument, so that no ending needs a model
 PROGRAM = """
@@ -177,6 +178,21 @@ def test_work_goes_on_where_nobody_reads_of_its_progress():
 def test_work_goes_on_where_the_disk_of_its_log_is_full():
     ended = run("toy", body=SHOW, into=["sh", "-c", '"$@" 2>/dev/full', "sh"])
     assert (ended.returncode, ended.stdout) == (0, "done")
+
+
+def test_whoever_is_slow_to_read_loses_words_alone():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    full = os.write(write, bytes(2**20))
+    with os.fdopen(read, "rb") as reader, os.fdopen(write, "w") as stream:
+        shown = Forgiving(stream)
+        shown.write("while nobody reads\n")
+        shown.flush()
+        reader.read(full)
+        shown.write("now\n")
+        shown.flush()
+        os.set_blocking(read, False)
+        assert b"now\n" in reader.read()
 
 
 def test_a_run_is_written_although_nobody_reads_of_its_progress(models, flat, tmp_path):
