@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from clipfit.data.augment import Enough
 from clipfit.data.copies import Fingerprint, fingerprint
-from clipfit.data.images import Memory, decode, readable
+from clipfit.data.images import Memory, decode, decoded, readable
 from clipfit.data.layout import Sample
 
 
@@ -68,7 +68,7 @@ class ShotImages:
         return self._enough.of_larger(*found.size) is None
 
     def _reduced(self, sample: Sample) -> torch.Tensor:
-        return pil_to_tensor(decode(sample.path, self._grey_bits, enough=self._enough))
+        return decoded(sample, self._grey_bits, self._enough)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -79,7 +79,7 @@ class ShotImages:
         if kept is not None:
             return kept
         if self._stays_whole(self.prints[index]):
-            return pil_to_tensor(decode(self.samples[index].path, self._grey_bits))
+            return decoded(self.samples[index], self._grey_bits)
         return self._reduced(self.samples[index])
 
     def view(self, index: int) -> torch.Tensor:
