@@ -1,7 +1,7 @@
 """Steps on a GPU, beside what a GPU can do and beside two repositories' loops; and ImageNet's base half, end to end.
 
     python benchmarks/gpu.py [--model ViT-B-16] [--batches 32 128] [--classes 10 100 1000] [--turns 20]
-                             [--base 500x16x20] [--device cuda]
+                             [--base 500x16x20] [--device cuda] [--compile]
 
 Images are synthetic, weights random: what is measured is speed alone. One process for everything, rows one after
 another, each with the GPU to itself: medians over turns, and the most memory that torch held, weights included.
@@ -9,6 +9,7 @@ another, each with the GPU to itself: medians over turns, and the most memory th
 repositories are written anew from what theirs do in a step: CLIP-LoRA (LoRA of rank 2 in both towers, fp16 with a
 scaler, the texts of all classes in every step) and FLYP (every weight, fp32, a text of the whole context for every
 image, the batch's contrastive loss).
+--compile adds the floor under torch.compile, in whose memory compiling is.
 --base CLASSESxSHOTSxEPOCHS is `adapt --method cite` on JPEGs of 500 x 375, from files to a run on disk.
 `--device cpu --model clipfit-tiny --batches 4 --classes 3 --turns 1 --base 2x2x1` tries the script without a GPU.
 """
@@ -106,10 +107,11 @@ def rows(args: argparse.Namespace, device: torch.device, size: int, classes: int
     """By name, how each row's step is made ready."""
     precision = args.precision
 
-    def floor(kind: str) -> Work:
+    def floor(kind: str, compiled: bool = False) -> Work:
         clip = clip_of(args.model, "finetune", device)
         images = torch.randn(size, 3, *clip.image_size, device=device)
-        run = floor_of(clip.model.visual, images)
+        tower = clip.model.visual
+        run = floor_of(torch.compile(tower) if compiled else tower, images)
 
         def typed() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bf16"):
@@ -127,6 +129,8 @@ def rows(args: argparse.Namespace, device: torch.device, size: int, classes: int
 
     types = dict.fromkeys(["fp32", precision])
     found: dict[str, Callable[[], Work]] = {f"floor, {kind}": lambda kind=kind: floor(kind) for kind in types}  # type: ignore[misc]
+    if args.compile:
+        found[f"compiled floor, {precision}"] = lambda: floor(precision, compiled=True)
     for method in ("cite", "atha", "finetune"):
         found[f"{method}, {precision}"] = lambda method=method: Step.of(  # type: ignore[misc]
             args.model, method, classes, size, precision, device
@@ -207,6 +211,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--base", default="500x16x20")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("there is no GPU here: run this where there is one (--device cpu tries the script alone).")
