@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimiser step: losses by name (unweighted), their weighted sum, and where in the run it was."""
+    """One optimiser step: losses by name (unweighted), their weighted sum, and where in the run it was.
+
+    micro_batch: images at once in the towers from there on, where memory ran out and they are fewer than was asked for.
+    """
 
     step: int  # from 1
     steps: int
@@ -17,6 +20,11 @@ class StepReport:
     learning_rate: float
     losses: dict[str, float]
     total: float
+    micro_batch: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

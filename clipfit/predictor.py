@@ -176,7 +176,9 @@ class Predictor:
             self.model.read(names, made)
         elif self.clip.context is not None and made != self.templates:
             raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
-        return Predictor(self.model, self.origin, self.alpha, names, made, self._temperature, self.grey_bits)
+        found = Predictor(self.model, self.origin, self.alpha, names, made, self._temperature, self.grey_bits)
+        found._reading, found._encoding = self._reading, self._encoding  # of one model
+        return found
 
     # ---- parts of it, for streams
 

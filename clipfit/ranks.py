@@ -140,7 +140,7 @@ class Ranks:
         first = sum(lengths[: self.rank])
         every[first : first + len(letters)] = letters
         self._summed(every)
-        return [bytes(part.tolist()).decode() for part in every.split(lengths)]
+        return [part.numpy().tobytes().decode() for part in every.split(lengths)]
 
     def require_same(self, parameters: Sequence[Tensor]) -> None:
         """Raises ClipfitError where they are not the same in all processes: told by the sum of each."""

@@ -27,12 +27,21 @@ LABELS = [
 ]
 
 
+SLOWER = "the same numbers, in more time"
+
+
+def _both(*tell):
+    return lambda text: [told(text) for told in tell]
+
+
 class Again(Recorder):
     """In place of a graph: the work, done anew at every replay, into the tensors that were there first."""
 
     def __init__(self, *given) -> None:
         super().__init__(*given)
         self.works, self.replays = True, 0
+        self.said: list[str] = []
+        self._say = _both(self._say, self.said.append)
 
     def _leaves_room(self) -> bool:
         return True
@@ -111,13 +120,24 @@ def test_what_cannot_be_recorded_is_computed_as_usual(models, monkeypatch):
 
     def refuse(self, work) -> None:
         tried.append(work())
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise RuntimeError("operation not permitted when stream is capturing\nSearch for it in CUDA's documentation.")
 
-    monkeypatch.setattr(Again, "_recording", refuse)
-    _, found, recorder = steps(models["vit"], "cite", True, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(Again, "_recording", refuse)
+        _, found, recorder = steps(models["vit"], "cite", True, monkeypatch)
     require_same(found, expected)
     assert len(tried) == 1
     assert not recorder.works
+    reason = "operation not permitted when stream is capturing"
+    assert recorder.said == [f"steps are no longer recorded as CUDA graphs ({reason}): {SLOWER}"]
+
+    _, expected, _ = steps(models["vit"], "cite", False, monkeypatch)
+    monkeypatch.setattr(Again, "_leaves_room", lambda self: False)
+    _, found, recorder = steps(models["vit"], "cite", True, monkeypatch)
+    require_same(found, expected)
+    assert recorder.replays == 0
+    reason = "less than 10% of the memory would be left"
+    assert recorder.said == [f"steps are no longer recorded as CUDA graphs ({reason}): {SLOWER}"]
 
 
 @pytest.mark.usefixtures("doubles")
@@ -139,7 +159,7 @@ def test_memory_that_a_recording_holds_is_given_back_before_a_batch_is_halved(mo
         expected = step.accumulate(objective, others[0])
         monkeypatch.setattr(step, "gradient", full)
         assert fitting.accumulate(others[0], lambda: None) == expected
-        assert said == []
+        assert said == [f"steps are no longer recorded as CUDA graphs (memory ran out): {SLOWER}"]
         assert not fitting._recorder._recorded
         assert not fitting._recorder._gradients
 

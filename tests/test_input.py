@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +44,7 @@ def test_inputs_are_the_same_however_they_are_made(shots, monkeypatch, cores, ah
     monkeypatch.setattr(input, "AHEAD", ahead)
     found = list(schedule.inputs(images, SIZE, first))
     assert [(step, epoch, list(views)) for step, epoch, views, *_ in found] == [
-        (step, *schedule.step(step)) for step in range(first, schedule.steps)
+        (step, *batch) for step, batch in list(enumerate(schedule.batches()))[first:]
     ]
     for _, epoch, views, _, crops in found:
         assert torch.equal(crops, torch.stack([schedule.crop(images, epoch, view, SIZE) for view in views]))
@@ -68,9 +69,10 @@ def test_the_next_batches_are_cut_while_a_step_is_taken():
     schedule = Schedule([0] * 30, Recipe(epochs=1, batch_size=3), 0)
     with contextlib.closing(schedule.inputs(images, SIZE)) as inputs:
         next(inputs)
-        coming = [view for step in (1, 2) for view in schedule.step(step)[1]]
+        every = [views for _, views in schedule.batches()]
+        coming = itertools.chain(*every[1:3])
         assert all(images.asked[view].wait(60) for view in coming)
-        later = [view for step in range(4, 10) for view in schedule.step(step)[1]]
+        later = itertools.chain(*every[4:])
         assert not any(images.asked[view].is_set() for view in later)  # memory holds a few batches, not an epoch
 
 
@@ -82,11 +84,12 @@ def test_an_image_that_vanishes_is_named_in_its_step_and_no_thread_stays(models,
     images, labels, names = shots
     _, objective = task_of(loading.load(models["vit"]), names, "cite")
     schedule = Schedule(labels, RECIPE, 0)
+    [*_, (_, last)] = schedule.batches()
     before, done = running(), []
 
     def on_step(report):
         done.append(report)
-        images.samples[schedule.step(8)[1][0]].path.unlink(missing_ok=True)
+        images.samples[last[0]].path.unlink(missing_ok=True)
 
     with pytest.raises(DataError, match=r"^image .*\.png does not exist"):
         loop.train(objective.clip, objective, images, schedule, on_step)

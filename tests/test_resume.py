@@ -9,12 +9,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from kills import ends_with, hidden
 
 from clipfit import AdaptConfig, adapt, interrupts
 from clipfit.errors import UsageError
 from clipfit.methods import METHODS
 from clipfit.runs.run import open_run
+from clipfit.training import step
 
 QUICK = {"epochs": 2, "batch_size": 5}
 OTHERS = [(m, t) for t in ("full", "lora") for m in METHODS if (m, t) != ("cite", "full")]
@@ -169,6 +171,28 @@ def test_it_goes_on_after_the_last_step_that_is_kept(stopped):
     adapt(config(*stopped, resume=True), going_on)
     assert going_on.taken == [3, 4, 5, 6]
     assert any("going on from" in text for text in going_on.said)
+
+
+def test_after_memory_ran_out_it_goes_on_with_the_parts_that_fitted(flat, models, tmp_path, monkeypatch):
+    """Whole batches again would be other roundings, where nothing else takes the memory any more."""
+    usual, full = step.gradient, [3, 3]  # a step of each of two runs finds the memory full
+
+    def gradient(objective, batch, size=None, tokens=None):
+        if size is None and full and batch.image_rows.step + 1 == full[0]:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return usual(objective, batch, size, tokens)
+
+    monkeypatch.setattr(step, "gradient", gradient)
+    undisturbed = adapt(config(flat, models["vit"], tmp_path / "undisturbed")).run
+    given = (flat, models["vit"], tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        adapt(config(*given, save_every=1), Steps(stop_after=4))
+    assert full == []
+    resumed = adapt(config(*given, resume=True)).run
+    assert digests(resumed) == digests(undisturbed)
+    lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("micro_batch") for line in lines] == [None, None, 2, 2, 2, 2]
 
 
 def test_without_resume_it_starts_anew(stopped, tmp_path):

@@ -215,12 +215,14 @@ class Hungry:
 OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     MemoryError(),
 ]
 
 
 @pytest.mark.usefixtures("doubles")
-@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", OUT, ids=lambda error: str(error)[:20])
 def test_where_memory_runs_out_parts_are_halved_from_then_on(models, error):
     with in_double(models["vit"], "cite+atha", "full") as (objective, trained):
         batch, said, cleared = a_batch(objective.clip), [], []

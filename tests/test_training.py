@@ -57,7 +57,7 @@ def test_the_seed_alone_decides_the_run(models, shots, method):
 
 def batches(labels: Sequence[int], seed: int = 3, **given) -> list[tuple[int, list[int]]]:
     schedule = Schedule(labels, RECIPE, seed, **given)
-    return [schedule.step(number) for number in range(schedule.steps)]
+    return list(schedule.batches())
 
 
 def test_every_image_once_an_epoch_in_an_order_of_its_own():
@@ -76,7 +76,7 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own():
 def test_batches_are_of_even_size(count, most, sizes):
     """AdamW takes nearly a full step from a batch of one."""
     schedule = Schedule([0] * count, Recipe(epochs=1, batch_size=most), 0)
-    assert [len(schedule.step(number)[1]) for number in range(schedule.steps)] == sizes
+    assert [len(views) for _, views in schedule.batches()] == sizes
 
 
 def test_balance_shows_as_many_of_every_class_as_the_largest_has():

@@ -75,8 +75,8 @@ class Identity:
 def identify(
     samples: Sequence[Sample], known: Known, grey_bits: int | None, keep: Keep | None = None, shared: bool = False
 ) -> list[Identity]:
-    """Who is who. An image is decoded only where another one, or a known one, has its size; one that cannot be read
-    is told by its file, a missing one by its path.
+    """Who is who. An image is decoded only where another one, or a known one, has its size; one that cannot be decoded
+    is told by its file, a file that cannot be read by its path.
 
     Args:
         keep: is given what is decoded, in threads. shared: several processes share the work; all are told all of it.
@@ -116,7 +116,10 @@ def first_of_each(keys: Sequence[Hashable]) -> list[int]:
 
 
 def _file_hash(sample: Sample) -> str:
-    return content_hash(sample.path) if sample.path.is_file() else str(sample.path)
+    try:
+        return content_hash(sample.path)
+    except DataError:
+        return str(sample.path)
 
 
 def _pixels(sample: Sample, grey_bits: int | None, keep: Keep | None) -> str | None:

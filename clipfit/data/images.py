@@ -76,9 +76,12 @@ def header_size(path: Path) -> tuple[int, int] | None:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file, hexadecimal. Raises DataError for what is no regular file."""
+    """SHA-256 of the file, hexadecimal. Raises DataError for what is no regular file, or cannot be read."""
     require_regular(path, "image")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"image {path} cannot be read ({error.strerror or error}).") from error
 
 
 def pixel_hash(image: torch.Tensor) -> str:

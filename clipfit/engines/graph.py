@@ -58,6 +58,8 @@ class Graph:
         self.precision = self._precision_of(folder, precision)
         session = sessions.opened(folder / MODEL, self.runtime, self.precision)
         self._compute, self.facts = session.compute, {name: json.loads(text) for name, text in session.facts.items()}
+        self.classes: tuple[str, ...] = tuple(self.facts["classes"])  # the names that logits are of
+        self._columns = {name: column for column, name in enumerate(self.classes)}
         source = typed(self.about["pretrained"], Source, folder / ABOUT)
         self._geometry = preprocess.geometry(source.preprocess_cfg)
         self._scale = preprocess.Scale(source.preprocess_cfg, self.device)
@@ -74,11 +76,6 @@ class Graph:
         return engines.precision_of(self.runtime, asked, self.device, large, bool(self.about["edits"]))
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The names that logits are of."""
-        return tuple(self.facts["classes"])
-
-    @property
     def templates(self) -> Templates:
         """The sentences that the names were put in."""
         return tuple(self.facts["templates"])
@@ -91,7 +88,7 @@ class Graph:
         Raises:
             UsageError: there are no such classes inside, or other templates.
         """
-        others, all_of_them = [name for name in names if name not in self.classes], set(names) == set(self.classes)
+        others, all_of_them = [name for name in names if name not in self._columns], set(names) == set(self.classes)
         reason = f"has no text of {others[0]!r}" if others else None
         if templates != self.templates:
             reason = "has them by other templates"
@@ -116,4 +113,4 @@ class Graph:
         pixels = self._scale(views)
         with self._lock:
             found = torch.from_numpy(self._compute([pixels.contiguous().numpy()])[0])
-        return found[:, [self.classes.index(name) for name in names]]
+        return found[:, [self._columns[name] for name in names]]

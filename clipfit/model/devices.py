@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -25,6 +26,7 @@ def resolve_device(device: str) -> torch.device:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
     try:
+        torch.backends.cudnn.allow_tf32 = False  # else a GPU's convolutions in fp32 are of 10 bits, not 23
         torch.zeros((), device=device).item()
         if ranks.started().count > 1 and device.startswith("cuda"):
             torch.cuda.set_device(device)  # what names no GPU would take memory on the first one
@@ -63,7 +65,9 @@ def multiplies_bf16(device: torch.device) -> bool:
     processor's, for oneDNN may be off or told to keep to less. Of other processors nothing was measured: no.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        numbered = torch.cuda.device(device) if device.index is not None else contextlib.nullcontext()
+        with numbered:  # the probe is of the current one
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     fast = _probed(torch.cpu, "_is_avx512_bf16_supported") or _probed(torch.cpu, "_is_amx_tile_supported")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from clipfit import interrupts, ranks
+from clipfit.errors import first_line
 from clipfit.methods import Objective
 from clipfit.methods.batch import Batch
 from clipfit.model import text_tower
@@ -52,9 +53,18 @@ class Recorder:
     every step, nor where several processes wait for one another, nor with a text tower of the transformers library.
     """
 
-    def __init__(self, objective: Objective, parameters: Sequence[torch.nn.Parameter], gradient: Gradient):
-        """`gradient`: of a batch beside the tokens of its classes, added to the parameters; losses are not read."""
-        self._objective, self._parameters, self._gradient = objective, parameters, gradient
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Sequence[torch.nn.Parameter],
+        gradient: Gradient,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        """`gradient`: of a batch beside the tokens of its classes, added to the parameters; losses are not read.
+
+        `say` is told where there is an end to it.
+        """
+        self._objective, self._parameters, self._gradient, self._say = objective, parameters, gradient, say
         clip = objective.clip
         plain = clip.adapters is None and text_tower.own(clip.model) is not None  # others may wait for the GPU
         self.works = plain and ranks.here().count == 1 and _is_current(clip.device)
@@ -76,17 +86,18 @@ class Recorder:
             if self._seen[shape] == 1 or len(self._recorded) == MOST:
                 return None
             found = self._recordable(batch, tokens)
-            if found is None:
-                self.stop()  # here, for what was raised held what it was raised from
+            if isinstance(found, str):
+                self.stop(found)  # here, for what was raised held what it was raised from
                 return None
             self._recorded[shape] = found
         losses = self._recorded[shape](batch, tokens)
         self._put_gradients()
         return losses
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """Record no more, and give back what it holds."""
         self.works = False
+        self._say(f"steps are no longer recorded as CUDA graphs ({why}): the same numbers, in more time")
         for held in (self._recorded, self._images, self._gradients):
             held.clear()
         self._pool = None
@@ -100,14 +111,14 @@ class Recorder:
         """Whether there is memory that `stop` gives back."""
         return bool(self._recorded)
 
-    def _recordable(self, batch: Batch, tokens: torch.Tensor) -> Recorded | None:
-        """None where a kernel cannot be recorded, or where little memory would be left for all else."""
+    def _recordable(self, batch: Batch, tokens: torch.Tensor) -> Recorded | str:
+        """Why not, where a kernel cannot be recorded, or little memory would be left for all else."""
         try:
             with interrupts.waiting():  # nothing can be said or saved in the middle of it
                 found = self._record(batch, tokens)
-        except RuntimeError:
-            return None
-        return found if self._leaves_room() else None
+        except RuntimeError as error:
+            return first_line(error)
+        return found if self._leaves_room() else f"less than {ROOM:.0%} of the memory would be left"
 
     def _record(self, batch: Batch, tokens: torch.Tensor) -> Recorded:
         images = self._images.setdefault(batch.images.shape, batch.images.clone())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -82,25 +83,37 @@ class Schedule:
 
     @property
     def _steps_an_epoch(self) -> int:
-        return math.ceil(len(self._views(0)) / self.recipe.batch_size)
+        members = self._members
+        views = len(members) * max(map(len, members.values())) if self.balance else len(self.labels)
+        return math.ceil(views / self.recipe.batch_size)
 
-    def step(self, number: int) -> tuple[int, list[int]]:
-        """Of step `number`, from 0: its epoch, from 0, and its views."""
-        epoch, place = divmod(number, self._steps_an_epoch)
+    @functools.cached_property
+    def _members(self) -> Mapping[int, Sequence[int]]:
+        """The images of each label."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for image, label in enumerate(self.labels):
+            members[label].append(image)
+        return members
+
+    def batches(self, first: int = 0) -> Iterator[tuple[int, list[int]]]:
+        """Of every step, from `first` on (from 0): its epoch, from 0, and its views."""
+        epoch, steps_before = divmod(first, self._steps_an_epoch)
+        steps = ((e, views) for e in range(epoch, self.recipe.epochs) for views in self._epoch(e))
+        return itertools.islice(steps, steps_before, None)
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        """The views of each of its steps."""
         views = self._views(epoch)
         order = torch.randperm(len(views), generator=streams.generator(self.seed, "order", epoch))
-        return epoch, [views[i] for i in order.tensor_split(self._steps_an_epoch)[place].tolist()]
+        return [[views[i] for i in part.tolist()] for part in order.tensor_split(self._steps_an_epoch)]
 
     def _views(self, epoch: int) -> list[int]:
         count = len(self.labels)
         if not self.balance:
             return list(range(count))
-        members: dict[int, list[int]] = defaultdict(list)
-        for image, label in enumerate(self.labels):
-            members[label].append(image)
-        most = max(map(len, members.values()))
+        most = max(map(len, self._members.values()))
         views: list[int] = []
-        for label, images in members.items():
+        for label, images in self._members.items():
             rounds, rest = divmod(most, len(images))
             views += [image + count * repetition for repetition in range(rounds) for image in images]
             drawn = torch.randperm(len(images), generator=streams.generator(self.seed, "balance", epoch, label))
@@ -136,8 +149,7 @@ class Schedule:
         at_once = TOGETHER if on_gpu else 1
 
         def listed() -> Iterator[tuple[int, list[int], list[int]]]:
-            for step in range(first, self.steps):
-                epoch, views = self.step(step)
+            for epoch, views in self.batches(first):
                 own = [views[row] for row in here.computed(len(views))]
                 yield from ((epoch, views, own[k : k + at_once]) for k in range(0, len(own), at_once))
 

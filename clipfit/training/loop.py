@@ -51,9 +51,10 @@ def train(
         ClipfitError: several processes end with different weights.
     """
     recipe, steps = schedule.recipe, schedule.steps
-    fitting = Fitting(objective, recipe.micro_batch, say)
     trained = Trained.of(clip, [*objective.groups, *more], recipe)
     reports = saving.restore(trained) if saving else []
+    fewer = reports[-1].micro_batch if reports else None
+    fitting = Fitting(objective, fewer or recipe.micro_batch, say)
     keeping = saving.kept(trained, reports) if saving else contextlib.nullcontext()
     inputs = schedule.inputs(images, clip.image_size, len(reports), clip.device)
     with keeping, ranks.noticing(), contextlib.closing(inputs):
@@ -64,7 +65,8 @@ def train(
             batch = Batch.of(clip.normalize(crops), labels, Rows(step, tuple(views)), own)
             loss = fitting.accumulate(batch, trained.zero_grad, early.prepare)
             rate = recipe.learning_rate * annealed
-            report = StepReport(step + 1, steps, epoch + 1, len(views), rate, loss.terms, loss.total)
+            fewer = fitting.size if fitting.size != recipe.micro_batch else None
+            report = StepReport(step + 1, steps, epoch + 1, len(views), rate, loss.terms, loss.total, fewer)
             with interrupts.waiting():  # a step is done whole and reported, or not at all
                 trained.step(annealed)
                 reports.append(report)
@@ -85,12 +87,14 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """
     strict = device.type == "cuda"
     attention = sdpa_kernel(list(KERNELS)) if strict else contextlib.nullcontext()  # puts back what is changed within
+    numbered = strict and device.index is not None  # steps are recorded on the current GPU
+    here = torch.cuda.device(device) if numbered else contextlib.nullcontext()
     filling: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     filling.fill_uninitialized_memory = False  # costs time, not bits
     try:
-        with attention:
+        with attention, here:
             yield
     finally:
         torch.set_deterministic_debug_mode(before[0])

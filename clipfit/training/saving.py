@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Saving:
         if not ranks.here().leads:
             return
         files.make_folder(self.folder)
-        about = {"identity": self.identity, "reports": [asdict(report) for report in reports]}
+        about = {"identity": self.identity, "reports": [report.as_json() for report in reports]}
         files.write_tensors(self.path, tensors, {**about, "sha256": _digest(tensors, about)})
 
     @contextlib.contextmanager

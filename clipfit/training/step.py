@@ -200,9 +200,9 @@ class Fitting:
 
     def __init__(self, objective: Objective, size: int | None, say: Callable[[str], None] = lambda text: None):
         """`size`: images at once to begin with; None: whole batches. `say` is told, once for all halvings of a step."""
-        self._objective, self._size, self._say = objective, size, say
+        self._objective, self.size, self._say = objective, size, say
         self._recorder = Recorder(
-            objective, trained(objective), lambda batch, tokens: gradient(objective, batch, None, tokens)
+            objective, trained(objective), lambda batch, tokens: gradient(objective, batch, None, tokens), say
         )
 
     def accumulate(
@@ -214,7 +214,7 @@ class Fitting:
             NonFiniteError: a loss is not a finite number, and no gradient is left. UsageError: the memory does not
                 hold one image.
         """
-        given, size, most = self._size, self._size, ranks.here().most(len(batch.labels))
+        given, size, most = self.size, self.size, ranks.here().most(len(batch.labels))
         while True:
             zero_grad()
             try:
@@ -240,7 +240,7 @@ class Fitting:
                 f"memory ran out: from step {batch.image_rows.step + 1} on, images are encoded {size} at a time, with "
                 f"the same gradient but for rounding; --micro-batch {size} does so from the start, and to the byte"
             )
-            self._size = size
+            self.size = size
         return loss
 
     def _settle(self, error: BaseException) -> None:
@@ -264,7 +264,7 @@ class Fitting:
                 "give a smaller --micro-batch, or take more processes."
             ) from error
         if self._recorder.holds:
-            self._recorder.stop()
+            self._recorder.stop("memory ran out")
             return size
         if not isinstance(error, ranks.MemoryElsewhereError):
             ranks.here().fail()  # so that all halve their parts
@@ -282,7 +282,7 @@ class Fitting:
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error of torch's, or of Python's, says."""
-    words = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    words = ("can't allocate memory", "not enough memory", "out of memory", "_ALLOC_FAILED")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 

@@ -302,7 +302,7 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     found = _look(config, job, pretrained, finetuned, progress, kept) if job.record.forecast else None
     record = replace(job.record, alpha=found.alpha) if found else job.record
     progress.say(f"writing {job.target}")
-    steps = [asdict(report) for report in reports]
+    steps = [report.as_json() for report in reports]
     facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
     ensemble = interpolate(pretrained, finetuned, record.alpha)
 
