@@ -27,7 +27,7 @@ from clipfit import AdaptConfig, methods
 from clipfit.adaptation import Adaptation
 from clipfit.config import parse_part
 from clipfit.data import layout
-from clipfit.data.images import ImageStore, Views, grey_bits
+from clipfit.data.images import ImageStore, Memory, Views, grey_bits
 from clipfit.data.loaded import ShotFiles, Shots
 from clipfit.events import Silent
 from clipfit.folding import Subject, carry_out, score
@@ -88,7 +88,7 @@ def run(cell: Cell, clothing: Path) -> None:
         samples = found.test or ()
         new = [name for name in dict.fromkeys(s.label for s in samples) if name not in shots.base]
         names = [*shots.base, *(name for name in found.names.values() if name in new)]
-        images = ImageStore(samples, 2**31, Views(clip.geometry, grey_bits(samples)).read)
+        images = ImageStore(samples, Memory(2**31), Views(clip.geometry, grey_bits(samples)).read)
         labels = [names.index(sample.label) for sample in samples]
         tested = score(subject, finetuned, images, range(len(samples)), labels, names, RATIOS)
         keep(cell.kept("test"), [tested], {"base": len(shots.base), "new": len(new)})

@@ -48,7 +48,7 @@ from clipfit.adaptation import Adaptation
 from clipfit.data import layout
 from clipfit.data.ahead import ahead, cores
 from clipfit.data.augment import Enough, random_crop, resized
-from clipfit.data.images import ImageStore, Views, decode, decoded
+from clipfit.data.images import ImageStore, Memory, Views, decode, decoded
 from clipfit.data.loaded import ShotFiles
 from clipfit.ensemble import interpolate
 from clipfit.events import Silent, StepReport
@@ -325,11 +325,13 @@ def measured(folder: Path, scale: tuple[float, float], seed: int, reduced: bool)
     adaptation = Adaptation.resolve(method, method.configure({}), config, origin.adapt_defaults, chosen.counts)
     clip = origin.load(config.method, adaptation.additions, False, torch.device("cpu"))
     pretrained, samples, base = clip.snapshot(), chosen.selection.shots, chosen.selection.base
-    images = ImageStore(samples, 2**31, functools.partial(decoded, enough=adaptation.enough(clip) if reduced else None))
+    images = ImageStore(
+        samples, Memory(2**31), functools.partial(decoded, enough=adaptation.enough(clip) if reduced else None)
+    )
     adaptation.run(clip, base, images, [base.index(sample.label) for sample in samples], pretrained)
     finetuned = clip.snapshot()
     wanted = [sample for sample in layout.read(folder).test or () if sample.label in base]
-    views = ImageStore(wanted, 2**31, Views(clip.geometry, None).read)
+    views = ImageStore(wanted, Memory(2**31), Views(clip.geometry, None).read)
     found = []
     for alpha in RATIOS:
         clip.load_state(interpolate(pretrained, finetuned, alpha))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from clipfit import engines
 from clipfit.config import Recipe
-from clipfit.data.pictures import Picture, opened, require_short
+from clipfit.data.pictures import Picture, opened
 from clipfit.engines import Engine, graph
 from clipfit.engines.graph import Graph
 from clipfit.errors import UsageError
@@ -207,11 +207,9 @@ class Predictor:
             data: the file's bytes, where `image` is but its name.
 
         Raises:
-            DataError: it cannot be read, or is so long that it would fill the memory.
+            DataError: it cannot be read, or is too long to resize.
         """
-        picture = opened(image, data, self.grey_bits)
-        require_short(picture, max(self.model.image_size), image)
-        return self.model.geometry(picture)
+        return self.model.geometry(opened(image, data, self.grey_bits))
 
     @torch.no_grad()
     def embedded(self, views: torch.Tensor, candidates: Candidates | None) -> torch.Tensor:

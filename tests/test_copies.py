@@ -126,6 +126,28 @@ def test_processes_share_the_work_of_telling_images_apart(tmp_path, decoded):
     assert identify(samples, Known.of([]), None, shared=True) == expected
 
 
+def test_a_file_that_cannot_be_read_is_told_by_its_path(cli, split, split_run, tmp_path, monkeypatch):
+    """And left out where that is asked for."""
+    data = Path(shutil.copytree(split / "test", tmp_path / "animals"))
+    locked = next(data.rglob("*.png"))
+
+    def refusing(usual):
+        def read(path: Any, *given: Any, **more: Any) -> Any:
+            if path == locked:
+                raise PermissionError(13, "Permission denied", str(path))
+            return usual(path, *given, **more)
+
+        return read
+
+    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+    monkeypatch.setattr(Image, "open", refusing(Image.open))
+    assert identify([Sample(locked, "locked.png", "")], Known.of([]), None)[0].file == str(locked)
+    cli("evaluate", split_run, "--data", data).fails(3, f"image {locked} cannot be read", "--skip-bad-images")
+    result = cli("evaluate", split_run, "--data", data, "--skip-bad-images", "--json")
+    assert result.code == 0, result.stderr
+    assert [Path(path).name for path in result.document["skipped"]] == [locked.name]
+
+
 def test_the_runs_own_folder_as_data_holds_its_shots_out_by_path(cli, models, flat, tmp_path):
     """Under whatever name it is reached, and although the shots' files are others by now."""
     root = Path(shutil.copytree(flat, tmp_path / "pets"))

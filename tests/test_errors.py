@@ -147,6 +147,21 @@ def test_an_image_of_too_many_pixels_is_one_sentence(shots, models, monkeypatch,
     assert not [w for w in warned if issubclass(w.category, Image.DecompressionBombWarning)]
 
 
+def test_a_picture_that_would_fill_the_memory_when_it_is_resized(cli, shots, models, split, split_run, tmp_path):
+    """A line of pixels: a file of a few bytes, of which a model's short side would make gigabytes."""
+    test = Path(shutil.copytree(split / "test", tmp_path / "test"))
+    for place in (shots, test):
+        for grey, name in enumerate(("long", "longer")):  # two of one size: they are looked at to tell copies apart
+            Image.new("L", (60_000, 1), grey).save(place / "dog" / f"{name}.png")
+    words = "long.png cannot be read (60000 x 1 pixels are too long to resize)"
+    for command in (("adapt", shots, "--model", models["vit"]), ("evaluate", split_run, "--data", test)):
+        cli(*command).fails(3, words, "--skip-bad-images")
+        done = cli(*command, "--skip-bad-images", "--json")
+        assert done.code == 0, done.stderr
+        assert [Path(path).name for path in done.document["skipped"]] == ["long.png", "longer.png"]
+    cli("check", shots, "--model", models["vit"]).fails(3, words)
+
+
 def test_a_class_that_loses_all_its_images(cli, shots, models):
     for file in (shots / "owl").iterdir():
         file.write_bytes(b"")

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit import DataError
 from clipfit.data.augment import crop_box, random_crop, resized
-from clipfit.data.images import ImageStore, Views, content_hash, decode, decoded, grey_bits
+from clipfit.data.images import ImageStore, Memory, Views, content_hash, decode, decoded, grey_bits
 from clipfit.data.layout import Sample
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
@@ -66,7 +66,7 @@ def test_one_depth_for_all_greys(tmp_path):
     assert decode(samples[1].path).getpixel((0, 0))[0] == 249  # its own depth
     assert decode(samples[0].path, 10).getpixel((0, 0))[0] == 255  # brighter values clip
     for budget in (0, 10**6):
-        store = ImageStore(samples[:3], budget, functools.partial(decoded, grey_bits=12))
+        store = ImageStore(samples[:3], Memory(budget), functools.partial(decoded, grey_bits=12))
         assert store[1].flatten().tolist() == [62, 62, 62]
 
 
@@ -266,7 +266,7 @@ def stored(tmp_path, count: int) -> list[Sample]:
 def test_beyond_the_budget_images_are_decoded_again_to_the_same(tmp_path):
     samples = stored(tmp_path, 5)
     size = 3 * 40 * 36
-    everything, some, nothing = (ImageStore(samples, budget=b) for b in (100 * size, 2 * size + 1, 0))
+    everything, some, nothing = (ImageStore(samples, Memory(b)) for b in (100 * size, 2 * size + 1, 0))
     for k in range(5):
         expected = pil_to_tensor(picture(k))
         assert torch.equal(everything[k], expected)
@@ -285,8 +285,25 @@ def test_beyond_the_budget_images_are_decoded_again_to_the_same(tmp_path):
 
 def test_a_store_keeps_what_its_transform_makes(tmp_path):
     views = Views(lambda picture: pil_to_tensor(picture.resize((8, 8))), None)
-    store = ImageStore(stored(tmp_path, 2), 2 * 3 * 8 * 8, views.read)
+    store = ImageStore(stored(tmp_path, 2), Memory(2 * 3 * 8 * 8), views.read)
     for sample in store.samples:
+        sample.path.unlink()
+    assert store[0].shape == store[1].shape == (3, 8, 8)
+
+
+def test_views_and_stores_share_one_memory(tmp_path):
+    """What was decoded to tell copies apart is counted once, and given back where it is a copy."""
+    samples, size = stored(tmp_path, 4), 3 * 8 * 8
+    memory = Memory(3 * size)
+    views = Views(lambda picture: pil_to_tensor(picture.resize((8, 8))), None, memory)
+    for sample in samples:
+        views.keep(sample, decode(sample.path))
+    assert not memory.takes(torch.zeros(1))
+    store = ImageStore(samples[:2], memory, views.read)
+    assert not memory.takes(torch.zeros(1))  # the third view
+    views.forget()
+    assert [memory.takes(torch.zeros(size)), memory.takes(torch.zeros(1))] == [True, False]
+    for sample in samples:
         sample.path.unlink()
     assert store[0].shape == store[1].shape == (3, 8, 8)
 
@@ -295,9 +312,9 @@ def test_bad_images_are_named_or_skipped_and_counted(tmp_path):
     samples = stored(tmp_path, 4)
     (tmp_path / "1.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"1\.png cannot be read"):
-        ImageStore(samples, budget=0)
+        ImageStore(samples, Memory(0))
     for budget in (0, 10**9):
-        store = ImageStore(samples, budget, skip_bad=True)
+        store = ImageStore(samples, Memory(budget), skip_bad=True)
         assert store.skipped == ["1.png"]
         assert [s.source for s in store.samples] == ["0.png", "2.png", "3.png"]
         assert torch.equal(store[1], pil_to_tensor(picture(2)))

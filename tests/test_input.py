@@ -15,7 +15,7 @@ from conftest import make_classes, task_of
 from clipfit import DataError, Recipe
 from clipfit.data import ahead as threads
 from clipfit.data import augment, layout
-from clipfit.data.images import ImageStore
+from clipfit.data.images import ImageStore, Memory
 from clipfit.interrupts import Stopped
 from clipfit.measure import scoring
 from clipfit.model import loading
@@ -31,7 +31,7 @@ def shots(tmp_path) -> tuple[ImageStore, list[int], list[str]]:
     """Of which nothing is kept: every view is read again."""
     found = layout.read(make_classes(tmp_path / "shots", {"ant": 3, "bee": 2, "cow": 3}))
     names = list(found.names.values())
-    return ImageStore(found.train, 0), [names.index(s.label) for s in found.train], names
+    return ImageStore(found.train, Memory(0)), [names.index(s.label) for s in found.train], names
 
 
 @pytest.mark.parametrize("first", [0, 4])

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from clipfit import AdaptConfig, DataError, adapt
 from clipfit.data.augment import Enough, crop_box
 from clipfit.data.copies import fingerprint
-from clipfit.data.images import ImageStore, decode, decoded
+from clipfit.data.images import ImageStore, Memory, decode, decoded
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.model import loading
@@ -124,14 +124,14 @@ def test_a_large_photograph_is_kept_reduced_and_counted_so(tmp_path):
     sides = ENOUGH.of_larger(4000, 3000)
     assert sides == (151, 114)
     size, view = 3 * math.prod(sides), 3 * 32 * 32
-    images = ShotImages(samples, 2 * (size + view), geometry, ENOUGH)
+    images = ShotImages(samples, Memory(2 * (size + view)), geometry, ENOUGH)
     assert [image.size for image in images.prints] == [(3000, 4000)] * 3
     expected = [pil_to_tensor(decode(sample.path, enough=ENOUGH)) for sample in samples]
     views = [geometry(decode(sample.path)) for sample in samples]
     for k in range(3):
         assert torch.equal(images[k], expected[k])
         assert torch.equal(images.views[k], views[k])
-    without_views = ShotImages(samples[:1], size, geometry, ENOUGH)
+    without_views = ShotImages(samples[:1], Memory(size), geometry, ENOUGH)
     assert torch.equal(without_views.views[0], views[0])
     for sample in samples:
         sample.path.unlink()
@@ -149,7 +149,7 @@ def test_small_pictures_are_kept_as_they_are_and_nothing_beside_them(tmp_path):
         picture(k).save(tmp_path / f"{k}.png")
         samples.append(sample_of(tmp_path / f"{k}.png"))
     for budget in (0, 2 * 3 * 40 * 36):
-        images = ShotImages(samples, budget, geometry, ENOUGH)
+        images = ShotImages(samples, Memory(budget), geometry, ENOUGH)
         assert [torch.equal(images[k], pil_to_tensor(picture(k))) for k in range(2)] == [True, True]
         assert [torch.equal(images.views[k], geometry(picture(k))) for k in range(2)] == [True, True]
     for sample in samples:
@@ -161,7 +161,7 @@ def test_small_pictures_are_kept_as_they_are_and_nothing_beside_them(tmp_path):
 def test_a_store_can_keep_what_is_enough(tmp_path):
     scene(0).save(tmp_path / "a.jpg")
     for budget in (0, 10**9):
-        store = ImageStore([sample_of(tmp_path / "a.jpg")], budget, functools.partial(decoded, enough=ENOUGH))
+        store = ImageStore([sample_of(tmp_path / "a.jpg")], Memory(budget), functools.partial(decoded, enough=ENOUGH))
         assert torch.equal(store[0], pil_to_tensor(decode(tmp_path / "a.jpg", enough=ENOUGH)))
 
 
@@ -212,7 +212,7 @@ def test_training_alone_sees_less(photographs, models, tmp_path, monkeypatch):
 def test_shots_are_measured_in_the_models_geometry(photographs, models):
     clip = loading.load(models["vit"])
     samples = [sample_of(photographs / "bee" / f"{k}.jpg") for k in range(5)]
-    images = ShotImages(samples, 10**9, clip.geometry, Enough.of(clip.image_size, **USUAL))
+    images = ShotImages(samples, Memory(10**9), clip.geometry, Enough.of(clip.image_size, **USUAL))
     assert [tuple(images[k].shape[1:]) for k in (0, 3, 4)] == [(107, 160), (160, 107), (80, 100)]
     for k, sample in enumerate(samples):
         assert torch.equal(images.views[k], clip.geometry(decode(sample.path)))

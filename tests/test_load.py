@@ -161,6 +161,19 @@ def test_threads_that_read_see_the_same(atha_run, tmp_path):
     assert all(map(torch.equal, alone, shared))
 
 
+def test_threads_share_a_model_that_has_other_classes_too(atha_run, tmp_path):
+    """Edits hang on the model while it encodes: those of one thread are none of another's."""
+    images(tmp_path, 4)
+    one = clipfit.load(atha_run, alpha=1)
+    both = (one, one.among(["red car", "blue door", "tall tree"]))
+    views = torch.stack([one.view(tmp_path / f"{k}.png") for k in range(4)])
+    candidates = [model.candidates() for model in both]
+    alone = [model.judged(views, them)[1] for model, them in zip(both, candidates, strict=True)]
+    with ThreadPoolExecutor(8) as pool:
+        shared = list(pool.map(lambda k: both[k % 2].judged(views, candidates[k % 2])[1], range(60)))
+    assert [torch.equal(logits, alone[k % 2]) for k, logits in enumerate(shared)] == [True] * 60
+
+
 def test_an_image_is_seen_as_in_training(split_run, tmp_path):
     """By the model's own geometry, of the upright picture."""
     model = clipfit.load(split_run)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Cli, Result, picture
+from PIL import Image
 from safetensors import safe_open
 
 import clipfit
@@ -127,7 +128,7 @@ def test_every_hostile_file_is_one_row(cli: Cli, split_run, tmp_path):
     folder = images(tmp_path / "in", 1)
     os.mkfifo(folder / "fifo.jpg")
     (folder / "bomb.png").write_bytes(png_of(30_000, 30_000))
-    (folder / "long.png").write_bytes(png_of(1, 2_000))
+    (folder / "long.png").write_bytes(png_of(1, 500))
     (folder / "folder.jpg").mkdir()
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("no image")
@@ -151,8 +152,13 @@ def test_every_hostile_file_is_one_row(cli: Cli, split_run, tmp_path):
 
 
 def test_a_picture_that_would_fill_the_memory_when_resized(split_run):
-    with pytest.raises(DataError, match="too long to resize"):
-        clipfit.load(split_run).view(np.zeros((1, 2_000_000), np.uint8))
+    model = clipfit.load(split_run)
+    for given in (np.zeros((2, 1001), np.uint8), Image.new("L", (2, 1001))):
+        with pytest.raises(
+            DataError, match=r"given cannot be taken \((1001 x 2|2 x 1001) pixels are too long to resize"
+        ):
+            model.view(given)
+    assert model.view(np.zeros((2, 1000), np.uint8)).shape == (3, *model.clip.image_size)
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid") or os.geteuid() != 0, reason="only root can become another user")

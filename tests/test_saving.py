@@ -12,7 +12,7 @@ from conftest import make_classes, task_of
 from clipfit.config import Recipe
 from clipfit.config.lora import LoraSettings
 from clipfit.data import layout
-from clipfit.data.images import ImageStore
+from clipfit.data.images import ImageStore, Memory
 from clipfit.errors import ModelError, UsageError
 from clipfit.interrupts import Stopped
 from clipfit.methods import METHODS
@@ -27,7 +27,7 @@ RECIPE = Recipe(learning_rate=1e-3, epochs=3, batch_size=3)
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> ImageStore:
     found = layout.read(make_classes(tmp_path_factory.mktemp("shots"), {"ant": 3, "bee": 2, "cow": 3}))
-    return ImageStore(found.train, 10**9)
+    return ImageStore(found.train, Memory(10**9))
 
 
 def train(models, images, method: str, tuning: str, saving: Saving | None = None, stop_after: int | None = None):

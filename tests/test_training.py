@@ -14,7 +14,7 @@ from conftest import make_classes, task_of
 from clipfit import NonFiniteError, Recipe, streams
 from clipfit.data import layout
 from clipfit.data.augment import random_crop, resized
-from clipfit.data.images import ImageStore
+from clipfit.data.images import ImageStore, Memory
 from clipfit.events import StepReport
 from clipfit.methods import METHODS, Embeddings, Group, Seen, Term
 from clipfit.methods.batch import Batch
@@ -32,7 +32,7 @@ def shots(tmp_path_factory) -> tuple[ImageStore, list[int], list[str]]:
     root = make_classes(tmp_path_factory.mktemp("shots"), {"ant": 3, "bee": 2, "cow": 3})
     found = layout.read(root)
     names = list(found.names.values())
-    return ImageStore(found.train, 10**9), [names.index(s.label) for s in found.train], names
+    return ImageStore(found.train, Memory(10**9)), [names.index(s.label) for s in found.train], names
 
 
 def run(model: str, shots, seed: int = 0, method: str = "cite", recipe: Recipe = RECIPE):

@@ -25,6 +25,8 @@ from clipfit.data.layout import Sample
 from clipfit.errors import DataError
 
 T = TypeVar("T")
+Geometry = Callable[[Image.Image], torch.Tensor]  # an RGB picture as a model wants it: (3, H, W) uint8
+LONGEST = 500  # long side over short: models want the short side resized, and a longer picture would fill the memory
 
 
 def decode(
@@ -40,7 +42,7 @@ def decode(
             costs less. None: every pixel.
 
     Raises:
-        DataError: the file is missing, no regular file or no readable image.
+        DataError: the file is missing, no regular file or no readable image, or has a picture that is too long.
     """
     with _opened(path, data) as image:
         sides = enough.of_larger(*image.size) if enough else None
@@ -93,6 +95,13 @@ def pixel_hash(image: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def require_short(picture: Image.Image) -> None:
+    """Raises ValueError for a picture so long that it would fill the memory, resized as a model wants it."""
+    short, long = sorted(picture.size)
+    if long > LONGEST * short:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too long to resize")
+
+
 @contextlib.contextmanager
 def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
     """The file's header, read by a listed format's decoder alone. What decoders raise inside becomes a DataError."""
@@ -103,6 +112,7 @@ def _opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
             # Pillow only warns of these; turning its warning into an error is not safe with several threads
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
+            require_short(image)
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"image {path} cannot be read: {_what_it_is(path, data)}.") from error
@@ -240,42 +250,50 @@ def _attempts(
 
 
 class Memory:
-    """Bytes for decoded images."""
+    """Bytes for decoded images, wherever they are kept. From any thread."""
 
     def __init__(self, budget: int):
-        self._left = budget
+        self._left, self._counting = budget, threading.Lock()
 
     def takes(self, image: torch.Tensor) -> bool:
         """Whether it holds another image, which then counts."""
-        fits = image.numel() <= self._left
-        self._left -= image.numel() if fits else 0
+        with self._counting:
+            fits = image.numel() <= self._left
+            self._left -= image.numel() if fits else 0
         return fits
+
+    def loses(self, image: torch.Tensor) -> None:
+        """One that it took counts no longer."""
+        with self._counting:
+            self._left += image.numel()
 
 
 class Views:
     """Images as a model sees them; what was decoded for another reason is kept, in bytes, until it is read."""
 
-    def __init__(self, geometry: Callable[[Image.Image], torch.Tensor], grey_bits: int | None, budget: int = 0):
+    def __init__(self, geometry: Geometry, grey_bits: int | None, memory: Memory | None = None):
         self.grey_bits = grey_bits
-        self._geometry, self._memory = geometry, Memory(budget)
+        self._geometry, self._memory = geometry, memory or Memory(0)
         self._kept: dict[Path, torch.Tensor] = {}
-        self._keeping = threading.Lock()
 
     def keep(self, sample: Sample, picture: Image.Image) -> None:
         """The picture is what `decode` gives of the sample at this depth of grey. From any thread."""
         view = self._geometry(picture)
-        with self._keeping:
-            if self._memory.takes(view):
-                self._kept[sample.path] = view
+        if self._memory.takes(view):
+            self._kept[sample.path] = view
 
     def forget(self) -> None:
         """Keep none of them any longer."""
-        self._kept.clear()
+        while self._kept:
+            self._memory.loses(self._kept.popitem()[1])
 
     def read(self, sample: Sample) -> torch.Tensor:
         """In the model's geometry: (3, H, W) uint8. From any thread. Raises DataError as `decode`."""
         view = self._kept.pop(sample.path, None)
-        return view if view is not None else self._geometry(decode(sample.path, self.grey_bits))
+        if view is None:
+            return self._geometry(decode(sample.path, self.grey_bits))
+        self._memory.loses(view)
+        return view
 
 
 def decoded(sample: Sample, grey_bits: int | None = None, enough: Enough | None = None) -> torch.Tensor:
@@ -284,7 +302,7 @@ def decoded(sample: Sample, grey_bits: int | None = None, enough: Enough | None 
 
 
 class ImageStore:
-    """Images of samples as uint8 tensors: read once, kept while `budget` bytes last, read again beyond it.
+    """Images of samples as uint8 tensors: read once, kept while there is memory for them, read again beyond it.
 
     Where it is `shared` by several processes, each reads and keeps its share.
     """
@@ -292,7 +310,7 @@ class ImageStore:
     def __init__(
         self,
         samples: Sequence[Sample],
-        budget: int,
+        memory: Memory,
         read: Callable[[Sample], torch.Tensor] = decoded,
         skip_bad: bool | None = False,
         shared: bool = False,
@@ -302,7 +320,6 @@ class ImageStore:
         self._kept: dict[int, torch.Tensor] = {}
         self.samples: list[Sample] = []
         self.skipped: list[str] = []
-        memory = Memory(budget)
         if shared and ranks.here().count > 1:
             self._share(samples, memory, skip_bad)
             return

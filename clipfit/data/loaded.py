@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from PIL import Image
 
 from clipfit.config import AdaptConfig
 from clipfit.data import layout
 from clipfit.data.augment import Enough
 from clipfit.data.copies import Fingerprint, Known, first_of_each, identify
-from clipfit.data.images import ImageStore, Views, decode, grey_bits
+from clipfit.data.images import Geometry, ImageStore, Memory, Views, decode, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.data.shots import Selection, select
@@ -77,7 +74,7 @@ class Shots:
         cls,
         chosen: ShotFiles,
         config: AdaptConfig,
-        geometry: Callable[[Image.Image], torch.Tensor],
+        geometry: Geometry,
         enough: Enough,
     ) -> Shots:
         """Decode and check them.
@@ -91,7 +88,8 @@ class Shots:
         """
         base = chosen.selection.base
         bits = grey_bits(chosen.selection.shots)
-        images = ShotImages(chosen.selection.shots, config.cache_bytes, geometry, enough, config.skip_bad_images, bits)
+        memory = Memory(config.cache_bytes)
+        images = ShotImages(chosen.selection.shots, memory, geometry, enough, config.skip_bad_images, bits)
         left = {sample.label for sample in images.samples}
         if gone := [name for name in base if name not in left]:
             raise DataError(f"no readable image is left of class {gone[0]!r}: replace its broken images.")
@@ -105,21 +103,19 @@ class Shots:
     def __len__(self) -> int:
         return len(self.images)
 
-    def unseen(
-        self, samples: Sequence[Sample], geometry: Callable[[Image.Image], torch.Tensor], config: AdaptConfig
-    ) -> ImageStore | None:
+    def unseen(self, samples: Sequence[Sample], geometry: Geometry, skip_bad: bool) -> ImageStore | None:
         """Those of the samples that are no copies of shots, each once, cut to size; None where none is left.
 
         Raises:
             DataError: one cannot be read, unless such are skipped.
         """
-        known = Known.of(self.lines())
-        views = Views(geometry, self.grey_bits, config.cache_bytes)
+        known, memory = Known.of(self.lines()), self.images.memory
+        views = Views(geometry, self.grey_bits, memory)
         identities = identify(samples, known, self.grey_bits, views.keep)
         others = [i for i, identity in enumerate(identities) if identity not in known]
         distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
         fresh = [samples[others[k]] for k in distinct]
-        store = ImageStore(fresh, config.cache_bytes, views.read, config.skip_bad_images)
+        store = ImageStore(fresh, memory, views.read, skip_bad)
         views.forget()  # those of copies
         return store if len(store) else None
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from clipfit.data.augment import Enough
 from clipfit.data.copies import Fingerprint, fingerprint
-from clipfit.data.images import Memory, decode, decoded, readable
+from clipfit.data.images import Geometry, Memory, decode, decoded, readable
 from clipfit.data.layout import Sample
 
 
@@ -33,13 +32,14 @@ class ShotImages:
     def __init__(
         self,
         samples: Sequence[Sample],
-        budget: int,
-        geometry: Callable[[Image.Image], torch.Tensor],
+        memory: Memory,
+        geometry: Geometry,
         enough: Enough,
         skip_bad: bool = False,
         grey_bits: int | None = None,
     ):
-        """Reads them all. `budget`: bytes for what is kept. Raises DataError for one that is not to be left out."""
+        """Reads them all. `memory`: for what is kept. Raises DataError for one that is not to be left out."""
+        self.memory = memory
         self._geometry, self._enough, self._grey_bits = geometry, enough, grey_bits
         self._kept: dict[int, torch.Tensor] = {}
         self._views: dict[int, torch.Tensor] = {}
@@ -47,7 +47,6 @@ class ShotImages:
         self.prints: list[Fingerprint] = []
         self.skipped: list[str] = []
         self.views = _Views(self)
-        memory = Memory(budget)
         for index, (sample, seen) in enumerate(readable(samples, self._see, skip_bad, self.skipped)):
             self.samples.append(sample)
             self.prints.append(seen.print)

@@ -11,7 +11,7 @@ import torch
 
 from clipfit.config.plan import BenchmarkConfig, Plan
 from clipfit.data.copies import Known, first_of_each, identify
-from clipfit.data.images import ImageStore, Views, decoded, grey_bits
+from clipfit.data.images import ImageStore, Memory, Views, decoded, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.ensemble import interpolate
 from clipfit.errors import ClipfitError, UsageError
@@ -165,7 +165,7 @@ class Bench:
         pretrained = model.snapshot()
         adaptation.require_distinct(model, work.classes)
         read = functools.partial(decoded, grey_bits=self._bits[cell.set], enough=adaptation.enough(model))
-        images = ImageStore(work.shots, self._config.cache_bytes, read, skip_bad=None)
+        images = ImageStore(work.shots, Memory(self._config.cache_bytes), read, skip_bad=None)
         order = {name: i for i, name in enumerate(work.classes)}
         adaptation.run(model, work.classes, images, [order[s.label] for s in work.shots], pretrained)
         finetuned = model.snapshot()
@@ -197,7 +197,7 @@ class Decoded:
         """Of a part, at a depth of grey."""
         key = (bits, samples)
         found = self._stores.pop(key, None) or ImageStore(
-            samples, self._budget // STORES, Views(geometry, bits).read, skip_bad=None
+            samples, Memory(self._budget // STORES), Views(geometry, bits).read, skip_bad=None
         )
         self._stores[key] = found
         while len(self._stores) > STORES:

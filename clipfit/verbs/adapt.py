@@ -213,7 +213,7 @@ def _ready(
     shots = Shots.of(chosen, config, clip.geometry, adaptation.enough(clip))
     adaptation.require_distinct(clip, shots.base)
     record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
-    val = shots.unseen(chosen.val, clip.geometry, config) if _looks(config) else None
+    val = shots.unseen(chosen.val, clip.geometry, config.skip_bad_images) if _looks(config) else None
     return Job(target, inputs, val, adaptation, clip, shots, record)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipfit import engines, ranks
 from clipfit.config import EvaluateConfig, Recipe
-from clipfit.data.images import ImageStore, Views, grey_bits
+from clipfit.data.images import ImageStore, Memory, Views, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.engines import Engine
 from clipfit.ensemble import interpolate
@@ -94,13 +94,13 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     """A run beside zero-shot CLIP; kept in it."""
     run = open_run(config.run)
     asked = _asked(run, config)
-    geometry = preprocess.geometry(run.source.preprocess_cfg)
-    views_of = functools.partial(Views, geometry, run.record.grey_bits, config.cache_bytes)
+    geometry, memory = preprocess.geometry(run.source.preprocess_cfg), Memory(config.cache_bytes)
+    views_of = functools.partial(Views, geometry, run.record.grey_bits, memory)
     views = views_of()
     test = held_out.assemble(run, config, views)
     elsewhere, temperature = Elsewhere(run, config, views_of), temperature_of(run)
     clip, engine = _zero_shot(run, config, progress)
-    decoded = functools.partial(_decoded, config=config, progress=progress)
+    decoded = functools.partial(_decoded, memory=memory, skip_bad=config.skip_bad_images, progress=progress)
     images = decoded(test.samples, views)
     elsewhere.decode(decoded, (*run.base, *test.new))
     tables = _score(clip, engine, run, images, test.new, asked, elsewhere, config, progress)
@@ -124,9 +124,9 @@ def _of_run(config: EvaluateConfig, progress: Progress) -> Evaluation:
     return _kept(measured, tables, elsewhere, run, config.data)
 
 
-def _decoded(samples: Sequence[Sample], views: Views, config: EvaluateConfig, progress: Progress) -> ImageStore:
+def _decoded(samples: Sequence[Sample], views: Views, memory: Memory, skip_bad: bool, progress: Progress) -> ImageStore:
     progress.say(f"decoding {len(samples)} images")
-    images = ImageStore(samples, config.cache_bytes, views.read, config.skip_bad_images, shared=True)
+    images = ImageStore(samples, memory, views.read, skip_bad, shared=True)
     views.forget()  # those of copies
     if not len(images):
         raise DataError(f"no readable image is left of the {len(samples)} to evaluate on: replace broken images.")
@@ -155,9 +155,10 @@ def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluat
     progress.say(f"loading {model} on {device}")
     clip = loading.load(model, config.pretrained, device)
     _choose_engine(clip, config, progress).attach(clip)
-    views = Views(clip.geometry, grey_bits(test.samples), config.cache_bytes)
+    memory = Memory(config.cache_bytes)
+    views = Views(clip.geometry, grey_bits(test.samples), memory)
     test = held_out.each_once(test, views)
-    images = _decoded(test.samples, views, config, progress)
+    images = _decoded(test.samples, views, memory, config.skip_bad_images, progress)
     of_model = Recipe.resolved(clip.source.adapt_defaults, "", {}).template
     texts_by = listed or (of_model,)
     table = scoring.tables(clip, images, base, test.new, texts_by, 0.0, config.batch_size)
