@@ -11,9 +11,10 @@ import torch
 from clipfit import AdaptConfig, EvaluateConfig, adapt, evaluate
 from clipfit.config.lora import LoraSettings
 from clipfit.data import augment
-from clipfit.events import Silent
+from clipfit.events import Silent, StepReport
 from clipfit.methods import METHODS
 from clipfit.model import loading
+from clipfit.model.devices import resolve_device
 from clipfit.model.lora import Adapters
 from clipfit.streams import Rows
 from clipfit.training import step
@@ -107,3 +108,56 @@ def test_recorded_steps_give_the_bytes_of_those_that_are_not(
     assert weights[0] == weights[1]
     assert [recorder.works for recorder in recorders] == [True, False]
     assert recorders[0]._recorded
+
+
+def recorded_run(split: Path, model: str, output: Path, progress: Any = None, **given: Any) -> bytes:
+    config = AdaptConfig(
+        split, "cite", model, device="cuda", precision="bf16", output=output, forecast=False,
+        recipe={"epochs": 6}, **given,
+    )  # fmt: skip
+    return (adapt(config, progress).run / "finetuned.safetensors").read_bytes()
+
+
+def test_a_run_that_is_gone_on_with_has_the_bytes_of_one_that_was_recorded_throughout(
+    split: Path, models: dict[str, str], tmp_path: Path
+) -> None:
+    class Stopping(Silent):
+        def step(self, report: StepReport) -> None:
+            if report.step == report.steps - 2:
+                raise KeyboardInterrupt
+
+    expected = recorded_run(split, models["vit"], tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        recorded_run(split, models["vit"], tmp_path / "run", Stopping(), save_every=1)
+    assert recorded_run(split, models["vit"], tmp_path / "run", resume=True) == expected
+
+
+def test_a_recording_that_fails_is_said_and_changes_no_byte(
+    split: Path, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recorded_run(split, models["vit"], tmp_path / "recorded")
+    usual, said, stream = Recorder._recording, [], torch.cuda.current_stream()
+
+    def waiting(recorder: Recorder, work: Any) -> Any:
+        def waits() -> Any:
+            losses = work()
+            torch.cuda.synchronize()  # which no recording permits
+            return losses
+
+        return usual(recorder, waits)
+
+    monkeypatch.setattr(Recorder, "_recording", waiting)
+    progress = Silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    assert recorded_run(split, models["vit"], tmp_path / "plain", progress) == expected
+    assert len([text for text in said if "no longer recorded as CUDA graphs" in text]) == 1
+    assert torch.cuda.current_stream() == stream
+
+
+def test_convolutions_in_fp32_are_in_fp32() -> None:
+    device = resolve_device("cuda")
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(2, 64, 32, 32, generator=draw), torch.randn(64, 64, 3, 3, generator=draw)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+    found = torch.nn.functional.conv2d(x.to(device), weight.to(device)).cpu()
+    assert (found - exact).abs().max() < 1e-5 * exact.abs().max()  # with 10 bits a thousandth
