@@ -32,12 +32,16 @@ app()
 """
 VERSION = "import sys; sys.argv[1:] = ['--version']; from clipfit.cli import main; main()"
 EVALUATE = """
-import os, sys
+import os, sys, clipfit
 from clipfit.cli import main
-from clipfit.model.clip import Clip
 def end(*given, **more):
     os._exit(0)
-Clip.text_features = Clip._embedded = end
+def loaded(name, usual=clipfit.__getattr__):
+    found = usual(name)
+    from clipfit.model.clip import Clip
+    Clip.text_features = Clip._embedded = end
+    return found
+clipfit.__getattr__ = loaded
 sys.argv[1:] = ["evaluate", sys.argv[1]]
 main()
 """

@@ -164,6 +164,26 @@ def test_help_does_not_import_torch(arguments):
         assert all(name in done.stdout for name in METHODS)
 
 
+def test_no_garbage_is_looked_for_while_the_library_is_imported():
+    """Nor among what was imported later; where torch is there already, its owner's garbage is left alone."""
+    code = (
+        "import gc\n"
+        "from clipfit.cli.common import imports\n"
+        "passes = []\n"
+        "gc.callbacks.append(lambda phase, info: passes.append(phase))\n"
+        "with imports():\n"
+        "    import clipfit\n"
+        "    clipfit.evaluate\n"
+        "print(len(passes), gc.isenabled(), gc.get_freeze_count() > 100_000)\n"
+        "gc.unfreeze()\n"
+        "with imports():\n"
+        "    assert gc.isenabled()\n"
+        "print(gc.get_freeze_count())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 True True\n0\n"
+
+
 def test_the_public_api_is_what_it_says():
     for name in clipfit.__all__:
         assert callable(getattr(clipfit, name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import imports, print_json
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared
 from clipfit.methods.declared import adapt_options
@@ -22,8 +22,9 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
 
     config = adapt_config(values)  # before torch is imported: a wrong option answers at once
 
-    from clipfit import adapt, ranks
-    from clipfit.report.console import Console
+    with imports():
+        from clipfit import adapt, ranks
+        from clipfit.report.console import Console
 
     with ranks.joined(), Console() as console:
         result = adapt(config, console)

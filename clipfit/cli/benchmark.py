@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import keeping, print_json
+from clipfit.cli.common import imports, keeping, print_json
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared, declared_by
 from clipfit.config.plan import BenchmarkConfig
@@ -20,8 +20,9 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Compare methods over sets, shots and seeds, as a plan file says; goes on where it stopped."""
     config = BenchmarkConfig(**values)
 
-    from clipfit import benchmark, ranks
-    from clipfit.report.console import Console
+    with imports():
+        from clipfit import benchmark, ranks
+        from clipfit.report.console import Console
 
     kept = f"finished cells are kept in {config.place}; the same command goes on from there"
     with keeping(kept), ranks.joined(), Console() as console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import imports, print_json
 from clipfit.cli.options import Json
 from clipfit.config.check import CheckConfig
 from clipfit.config.options import Declared, declared_by
@@ -20,8 +20,9 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Look at labelled images and class names before adapting: copies, leaks, doubtful labels, names that are mixed."""
     config = CheckConfig(**values)
 
-    from clipfit import check
-    from clipfit.report.console import Console
+    with imports():
+        from clipfit import check
+        from clipfit.report.console import Console
 
     with Console() as console:
         result = check(config, console)

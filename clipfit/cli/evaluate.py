@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import imports, print_json
 from clipfit.cli.options import Json
 from clipfit.config import EvaluateConfig
 from clipfit.config.options import Declared, declared_by
@@ -32,8 +32,9 @@ def command(
         values = {**values, "alphas": (alpha,)}
     config = EvaluateConfig(**values)
 
-    from clipfit import evaluate, ranks
-    from clipfit.report.console import Console
+    with imports():
+        from clipfit import evaluate, ranks
+        from clipfit.report.console import Console
 
     with ranks.joined(), Console() as console:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import imports, print_json
 from clipfit.cli.options import Json
 from clipfit.config import ExplainConfig
 from clipfit.config.options import Declared, declared_by
@@ -20,9 +20,10 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """Draw what the model takes pictures for, and which parts of each look like that; for atha, what its edits do."""
     config = ExplainConfig(**values)
 
-    from clipfit import explain
-    from clipfit.report.console import Console
-    from clipfit.report.picture import picture
+    with imports():
+        from clipfit import explain
+        from clipfit.report.console import Console
+        from clipfit.report.picture import picture
 
     with Console() as console:
         result = explain(config, picture, console)

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from clipfit.cli.common import print_json
+from clipfit.cli.common import imports, print_json
 from clipfit.cli.options import Json
 from clipfit.config.models import ModelsConfig
 from clipfit.config.options import Declared, declared_by
@@ -22,8 +22,9 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     """List models: names, tags, image size, parameters, what works on each, and what is on this machine."""
     config = ModelsConfig(**values)
 
-    from clipfit import models
-    from clipfit.report.models import text
+    with imports():
+        from clipfit import models
+        from clipfit.report.models import text
 
     found = models(config)
     if as_json:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import keeping, print_json
+from clipfit.cli.common import imports, keeping, print_json
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared, declared_by
 from clipfit.config.predict import PredictConfig
@@ -26,9 +26,10 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     if config.output is None and sys.stdout is None:
         raise OutputError("standard output is closed, but rows go to it: leave it open, or give --output.")
 
-    from clipfit import predict, ranks
-    from clipfit.report.console import Console
-    from clipfit.report.html import Thumbnails
+    with imports():
+        from clipfit import predict, ranks
+        from clipfit.report.console import Console
+        from clipfit.report.html import Thumbnails
 
     kept = f"the rows so far are kept beside {config.output}; the same command with --resume goes on"
     with keeping(kept if config.output else "the rows so far are on stdout"), ranks.joined(), Console() as console:
