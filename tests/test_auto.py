@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_classes, picture
+from PIL import Image
 
 import clipfit
 from clipfit import AdaptConfig, adapt
@@ -147,6 +148,24 @@ def test_images_of_a_val_part_take_the_place_of_left_out_shots(shots, models, tm
     named = clipfit.load(found.run).predict(pictures)
     right = sum(one.label == path.parent.name for one, path in zip(named, pictures, strict=True))
     assert found.forecast.base.accuracy == right / 5
+
+
+def test_images_that_alpha_was_chosen_on_are_no_evidence(cli, shots, models, tmp_path):
+    mine = shutil.copytree(shots, tmp_path / "pets")
+    make_classes(mine / "val", {"bee": 3, "cow": 2}, seed=2)
+    run = adapt(AdaptConfig(mine, model=models["vit"], output=tmp_path / "run", alpha="auto")).run
+    assert [line["path"] for line in document(run)["val"]] == [
+        f"val/{name}.png" for name in ("bee/0", "bee/1", "bee/2", "cow/0", "cow/1")
+    ]
+    cli("evaluate", run, "--data", mine / "val").fails(3, "is a shot of ", " or an image of its val part, or a copy of")
+    for k in range(3):
+        Image.open(mine / f"val/bee/{k}.png").save(mine / f"test/bee/again{k}.bmp")  # other bytes, the same pixels
+    measured = cli("evaluate", run, "--json").document
+    assert measured["alphas"][0]["base"]["n"] == 2
+    words = "3 images are of the val part, on which the run was judged when it was made, and were left out"
+    assert measured["notes"].count(words) == 1
+    given = adapt(AdaptConfig(mine, model=models["vit"], output=tmp_path / "given", alpha=0.5)).run
+    assert cli("evaluate", given, "--data", mine / "val", "--json").document["alphas"][0]["base"]["n"] == 5
 
 
 def test_a_val_image_that_cannot_be_read_is_refused_before_anything_is_trained(shots, models, tmp_path):

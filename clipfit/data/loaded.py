@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit.config import AdaptConfig
 from clipfit.data import layout
 from clipfit.data.augment import Enough
-from clipfit.data.copies import Fingerprint, Known, first_of_each, identify
-from clipfit.data.images import Geometry, ImageStore, Memory, Views, decode, grey_bits
+from clipfit.data.copies import Fingerprint, Known, fingerprint, first_of_each, identify
+from clipfit.data.images import Geometry, ImageStore, Memory, decode, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.data.shots import Selection, select
@@ -103,28 +107,48 @@ class Shots:
     def __len__(self) -> int:
         return len(self.images)
 
-    def unseen(self, samples: Sequence[Sample], geometry: Geometry, skip_bad: bool) -> ImageStore | None:
+    def unseen(self, samples: Sequence[Sample], geometry: Geometry, skip_bad: bool) -> Unseen | None:
         """Those of the samples that are no copies of shots, each once, cut to size; None where none is left.
 
         Raises:
             DataError: one cannot be read, unless such are skipped.
         """
-        known, memory = Known.of(self.lines()), self.images.memory
-        views = Views(geometry, self.grey_bits, memory)
-        identities = identify(samples, known, self.grey_bits, views.keep)
+        known, prints = Known.of(self.lines()), dict[Path, Fingerprint]()
+        identities = identify(samples, known, self.grey_bits)
         others = [i for i, identity in enumerate(identities) if identity not in known]
         distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
         fresh = [samples[others[k]] for k in distinct]
-        store = ImageStore(fresh, memory, views.read, skip_bad)
-        views.forget()  # those of copies
-        return store if len(store) else None
+
+        def view(sample: Sample) -> torch.Tensor:
+            picture = decode(sample.path, self.grey_bits)
+            prints[sample.path] = fingerprint(sample, pil_to_tensor(picture))
+            return geometry(picture)
+
+        store = ImageStore(fresh, self.images.memory, view, skip_bad)
+        return Unseen(store, tuple(prints[sample.path] for sample in store.samples)) if len(store) else None
 
     def lines(self) -> list[dict[str, Any]]:
         """What shots.jsonl says of each."""
-        return [
-            {"path": sample.source, "class": sample.label, **asdict(found), "size": list(found.size)}
-            for sample, found in zip(self.images.samples, self.prints, strict=True)
-        ]
+        return _lines(self.images.samples, self.prints)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Images that are no shots, each once, in a model's geometry."""
+
+    images: ImageStore
+    prints: tuple[Fingerprint, ...]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """As those of shots.jsonl."""
+        return _lines(self.images.samples, self.prints)
+
+
+def _lines(samples: Sequence[Sample], prints: Sequence[Fingerprint]) -> list[dict[str, Any]]:
+    return [
+        {"path": sample.source, "class": sample.label, **asdict(found), "size": list(found.size)}
+        for sample, found in zip(samples, prints, strict=True)
+    ]
 
 
 def _require_one_label_each(samples: Sequence[Sample], prints: Sequence[Fingerprint]) -> None:

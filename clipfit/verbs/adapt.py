@@ -17,8 +17,7 @@ import torchvision
 from clipfit import methods, outlook, ranks
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
-from clipfit.data.images import ImageStore
-from clipfit.data.loaded import ShotFiles, Shots
+from clipfit.data.loaded import ShotFiles, Shots, Unseen
 from clipfit.ensemble import State, interpolate
 from clipfit.errors import ClipfitError, DataError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
@@ -77,7 +76,7 @@ class Job:
 
     target: Path
     inputs: Mapping[str, Path]  # what the run is made from, as absolute paths
-    val: ImageStore | None  # images to choose α on, where there are any and it is to be chosen
+    val: Unseen | None  # images to choose α on, where there are any and it is to be chosen
     adaptation: Adaptation
     clip: Clip
     shots: Shots
@@ -310,7 +309,8 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
         with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
             write_run(folder, facts, finetuned, ensemble)
             if found:
-                files.write_json(folder / FOLDS, {**found.as_json(), "features": clip.features})
+                val = {"val": job.val.lines()} if job.val else {}
+                files.write_json(folder / FOLDS, {**found.as_json(), "features": clip.features, **val})
             clip.load_state(ensemble)  # not before: on the CPU `finetuned` is what the model holds
             _prove(folder / MODEL, clip)
             _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
@@ -328,7 +328,8 @@ def _look(
     shots = job.shots
     subject = Subject(job.adaptation, job.clip, pretrained, shots.base, shots.images, shots.images.views, shots.labels)
     contents = [found.pixels for found in shots.prints]
-    found = outlook.look(subject, contents, finetuned, job.val, config.alpha, job.record.goal, progress, saving)
+    val = job.val.images if job.val else None
+    found = outlook.look(subject, contents, finetuned, val, config.alpha, job.record.goal, progress, saving)
     for note in found.notes:
         progress.say(note)
     return found
