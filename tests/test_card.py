@@ -24,10 +24,12 @@ from clipfit import EvaluateConfig, ExportConfig, evaluate, export
 from clipfit.config.outputs import FORMATS, FormatOptions
 from clipfit.formats import FORMATS as FORMATS_MADE
 from clipfit.formats import card
+from clipfit.formats import subject as formats_subject
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Agreement, Proof
 from clipfit.formats.subject import Subject, subject_of
 from clipfit.measure import evaluations
+from clipfit.measure.calibration import Temperature
 from clipfit.model.hub_name import hub_name
 from clipfit.model.named import Additions
 from clipfit.runs.run import open_run
@@ -144,6 +146,25 @@ def test_of_several_evaluations_the_newest_counts(run):
     assert "`later`" in card.card(subject(run), Usage("open_clip", ""), PROOF)
     evaluate(EvaluateConfig(run))
     assert "`held-out`" in card.card(subject(run), Usage("open_clip", ""), PROOF)
+
+
+def test_an_evaluation_whose_writing_was_killed_is_none(run, cli):
+    kept = evaluate(EvaluateConfig(run)).kept
+    torn = kept.parent / ".held-out.4711.part"
+    torn.mkdir()
+    shutil.copy(kept / evaluations.DOCUMENT, torn)
+    assert "`held-out`" in card.card(subject(run), Usage("open_clip", ""), PROOF)
+    assert cli("report", run, "--output", "page.html").code == 0
+
+
+def test_a_classifier_whose_probabilities_are_calibrated_says_so(run, monkeypatch):
+    found = Temperature(2.0, open_run(run).alpha, open_run(run).base, open_run(run).template)
+    for part in ("classifier", None):
+        made = replace(subject(run), options=FormatOptions(part))
+        assert "nobody calibrated them" in card.card(made, Usage("onnx", ""), PROOF)
+        with monkeypatch.context() as patched:
+            patched.setattr(formats_subject, "temperature_of", lambda run: found)
+            assert ("nobody calibrated them" in card.card(made, Usage("onnx", ""), PROOF)) == (part is None)
 
 
 def test_what_the_model_knows_less_well_is_named(run):

@@ -162,6 +162,21 @@ def test_a_picture_that_would_fill_the_memory_when_it_is_resized(cli, shots, mod
     cli("check", shots, "--model", models["vit"]).fails(3, words)
 
 
+def test_names_that_no_file_can_have(cli, shots, models, split_run, tmp_path):
+    long, deep = "cat, " * 60, "[" * 100_000
+    for command in (("adapt", long), ("evaluate", split_run, "--data", long), ("predict", split_run, long)):
+        cli(*command).fails(2, "is too long to be the name of a file")
+    (shots / "loop.png").symlink_to("loop.png")
+    for path in ("a\\u0000b.jpg", "\\ud800.jpg", "loop.png"):
+        (shots / "m.jsonl").write_text(f'{{"path": "{path}", "label": "dog"}}\n')
+        cli("evaluate", split_run, "--data", shots / "m.jsonl").fails(3, "image ", "jpg" if "jpg" in path else "loop")
+    for name in ("m.jsonl", "m.json"):
+        (shots / name).write_text(deep)
+        cli("adapt", shots / name).fails(3, name, "JSON" if name == "m.jsonl" else "json")
+    (tmp_path / "names.json").write_text(deep)
+    cli("adapt", shots, "--classes", tmp_path / "names.json").fails(3, "names.json is not JSON")
+
+
 def test_a_class_that_loses_all_its_images(cli, shots, models):
     for file in (shots / "owl").iterdir():
         file.write_bytes(b"")

@@ -18,7 +18,7 @@ import clipfit
 from clipfit import ExportConfig, export
 from clipfit.config.outputs import FORMATS, FormatOptions
 from clipfit.errors import UsageError
-from clipfit.formats import _preprocess, consumer, parts
+from clipfit.formats import _preprocess, consumer, parts, subject
 from clipfit.formats import torch as torch_format
 from clipfit.formats.subject import in_effect, subject_of
 from clipfit.measure.calibration import Temperature
@@ -170,7 +170,7 @@ def test_probabilities_are_calibrated_where_the_runs_temperature_holds(split_run
     monkeypatch.chdir(tmp_path)
     run = open_run(split_run)
     made = Temperature(2.5, run.alpha, tuple(reversed(run.base)), run.template)
-    monkeypatch.setattr(parts, "temperature_of", lambda run: made)
+    monkeypatch.setattr(subject, "temperature_of", lambda run: made)
     folder = export(ExportConfig(split_run, format="onnx")).output
     logits, probabilities = session(folder).run(None, {"pixels": np.zeros((1, 3, 32, 32), np.float32)})
     np.testing.assert_allclose(probabilities, torch.tensor(logits / 2.5).softmax(1), atol=1e-6)

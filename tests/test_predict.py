@@ -151,6 +151,14 @@ def test_every_hostile_file_is_one_row(cli: Cli, split_run, tmp_path):
     assert "\x1b[31m" not in result.stderr
 
 
+def test_inputs_after_an_archive_of_three_bytes_are_read(cli: Cli, split_run, tmp_path):
+    images(tmp_path / "in", 1)
+    (tmp_path / "torn.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    rows = rows_of(cli("predict", split_run, "torn.tar.gz", "in"))
+    assert [row["path"] for row in rows] == ["torn.tar.gz", "in/0.png"]
+    assert "is damaged" in rows[0]["error"]
+
+
 def test_a_picture_that_would_fill_the_memory_when_resized(split_run):
     model = clipfit.load(split_run)
     for given in (np.zeros((2, 1001), np.uint8), Image.new("L", (2, 1001))):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import kills
@@ -16,6 +18,7 @@ from test_predict import images
 
 from clipfit import DataError, PredictConfig, UsageError, predict
 from clipfit.report.html import Thumbnails
+from clipfit.verbs import predict as verb
 
 OUTPUTS = ("rows.jsonl", "rows.csv")
 
@@ -178,6 +181,60 @@ def test_an_unfinished_replacement_leaves_the_old_rows(folder, split_run):
     after = done(config(split_run, "o.jsonl", resume=True, top=1))
     assert after["o.jsonl"] != before["o.jsonl"]
     assert not Path(".o.jsonl.resume").exists()
+
+
+def test_a_replacement_that_is_killed_before_its_first_row_is_not_finished(folder, split_run, monkeypatch):
+    """Where it only loads the model: what lies there are the rows of another command."""
+    before = done(config(split_run, "o.jsonl"))
+    asked = {"top": 1, "html": None, "embeddings": None}
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, "_loaded", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+        replacing = config(split_run, "o.jsonl", overwrite=True, **asked)
+        assert kills.ends_with(lambda: predict(replacing), None, "calls") == -9
+    assert written() == before
+    assert predict(config(split_run, "o.jsonl", resume=True, **asked)).counts.rows == 9
+    assert {len(json.loads(line)["top"]) for line in Path("o.jsonl").read_text().splitlines()} == {0, 1}
+
+    with pytest.raises(UsageError, match="no classes of its own"):
+        predict(PredictConfig((Path("in"),), model="clipfit-tiny", output=Path("o.jsonl"), overwrite=True))
+    assert not Path(".o.jsonl.resume").exists()
+
+
+def test_what_is_finished_has_all_that_is_asked_for(folder, split_run):
+    predict(config(split_run, "o.jsonl", html=None, embeddings=None))
+    with pytest.raises(UsageError, match=r"o\.jsonl is finished, but there is no e\.npy: pass --overwrite"):
+        predict(config(split_run, "o.jsonl", html=None, resume=True))
+
+
+def test_nothing_that_is_needed_is_replaced(folder, split_run, tmp_path):
+    Path("names.csv").write_text("bee\ncow\n")
+    for option in ("classes", "add_classes", "templates"):
+        with pytest.raises(UsageError, match=r"names\.csv is needed"):
+            predict(config(split_run, "names.csv", overwrite=True, **{option: Path("names.csv")}))
+    run = Path(shutil.copytree(split_run, tmp_path / "run"))
+    for name in ("metrics.jsonl", "shots.jsonl"):
+        with pytest.raises(UsageError, match="is a part of "):
+            predict(PredictConfig((split_run, Path("in")), output=run / name, overwrite=True))
+    (tmp_path / "files.json").write_text('{"mine": "o.jsonl"}')
+    assert predict(PredictConfig((run, Path("in")), output=run / "rows.jsonl")).counts.rows == 9
+
+
+def test_a_row_of_csv_is_a_row_whatever_a_file_is_called(folder, split_run):
+    Path("in/0.png").rename('in/0\r,\n".png')
+    predict(PredictConfig((split_run, Path("in")), output=Path("o.csv")))
+    with Path("o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    assert {row["path"] for row in rows} == {str(path) for path in Path("in").iterdir()}
+
+
+def test_another_image_root_is_another_job(folder, split_run):
+    Path("list.csv").write_text("path\n" + "".join(f"{k}.png\n" for k in range(9)))
+    asked = PredictConfig((split_run, Path("list.csv")), output=Path("o.csv"), image_root=Path("wrong"), batch_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        predict(asked, progress=StopsAt(4))
+    with pytest.raises(UsageError, match="image_root was 'wrong' and is 'in'"):
+        predict(replace(asked, image_root=Path("in"), resume=True))
 
 
 @pytest.mark.slow

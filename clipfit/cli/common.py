@@ -112,6 +112,8 @@ def ending_of(error: BaseException) -> Ending:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         what = error.filename or "what was to be written"
         return Ending(OutputError.exit_code, f"{what}: {error.strerror}; make room, or choose another place.")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return Ending(UsageError.exit_code, f"{str(error.filename)[:60]}… is too long to be the name of a file.")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for --help
         return Ending(2, f"{first_line(error)}; make batches smaller (see --batch-size), or pass --device cpu.")
     if os.environ.get("CLIPFIT_DEBUG"):

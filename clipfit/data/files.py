@@ -78,6 +78,14 @@ def require_regular(path: Path, what: str) -> None:
         raise DataError(f"{what} {path} is a {kind}: expected a regular file; save what it holds in one.")
 
 
+def resolved(path: Path) -> Path:
+    """Where it really is; as it stands where that cannot be said, for who opens it is told why."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a null byte
+        return path.absolute()
+
+
 def _kind_of_mode(mode: int) -> str:
     return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "special file")
 

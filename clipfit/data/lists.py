@@ -78,7 +78,7 @@ def _jsonl_keys(file: Path) -> list[str] | None:
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
         try:
             first = json.loads(next(filter(str.strip, text), "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return list(first) if isinstance(first, dict) and first else None
 

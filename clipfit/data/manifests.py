@@ -62,7 +62,7 @@ def _read_jsonl(file: Path, text: str, root: Path) -> Found:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
                 raise DataError(f"line {number} of {file} is not JSON: {detail}.") from error
             if not isinstance(record, dict):
@@ -103,7 +103,7 @@ def _read_coop(file: Path, text: str, root: Path) -> Found:
     """
     try:
         split = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as json: {error}.") from error
     lists = split if isinstance(split, dict) else {}
     if not all(isinstance(lists.get(part), list) for part in ("train", "test")):

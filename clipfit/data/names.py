@@ -114,7 +114,7 @@ def _read_class_file(file: Path) -> dict[str, str]:
 def _from_json(file: Path, text: str) -> dict[str, str]:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"class file {file} is not JSON: {error}.") from error
     if not isinstance(record, dict) or not all(isinstance(name, str) for name in record.values()):
         raise DataError(f'class file {file} must be one JSON object {{"folder": "class name", …}}.')

@@ -165,7 +165,7 @@ def _of_archive(place: Path) -> Iterator[Input]:
                     yield _member(archive, member, f"{place}/{member.name}")
     except DataError as error:
         yield Input(str(place), error=str(error))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, TypeError) as error:  # TypeError: of 3 bytes, as gzip
         yield Input(str(place), error=f"archive {place} is damaged ({first_line(error)}): what follows is not read.")
 
 

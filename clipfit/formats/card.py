@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from clipfit.formats.proof import Proof
-from clipfit.formats.subject import Subject
+from clipfit.formats.subject import Subject, temperature_inside
 from clipfit.measure import evaluations
 from clipfit.measure.evaluations import StoredEvaluation
 from clipfit.model.hub_name import hub_name
@@ -64,8 +64,7 @@ class Measured:
     @classmethod
     def of(cls, run: Run, alpha: float) -> Measured:
         """By the run's newest evaluation on held-out images that has this α. Raises ModelError for a damaged one."""
-        documents = run.evaluations.glob(f"*/{evaluations.DOCUMENT}")
-        newest_first = sorted(documents, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        newest_first = sorted(evaluations.stored(run), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         found = (evaluations.read(file.parent) for file in newest_first)
         own = (e for e in found if e.document.get("templates", [run.template]) == list(run.templates))
         return cls(alpha, next((e for e in own if e.document["held_out"] and alpha in e.alphas), None))
@@ -220,9 +219,12 @@ def _classes(run: Run) -> str:
 
 
 def _limits(subject: Subject, measured: Measured) -> str:
+    calibrated = subject.options.part == "classifier" and temperature_inside(subject) is not None
     lines = [
         "It answers one of the names that it is given, however little any of them fits.",
-        "Its probabilities are a softmax over these names; nobody calibrated them.",
+        "Its probabilities were calibrated on images that were left out of adaptations, for images like the shots."
+        if calibrated
+        else "Its probabilities are a softmax over these names; nobody calibrated them.",
         "What was measured holds for images like those it was measured on."
         if measured.evaluation
         else "Nobody measured it: it may be worse than the pre-trained model.",

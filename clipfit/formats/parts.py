@@ -23,9 +23,8 @@ import torch.nn.functional as F
 
 from clipfit.config.outputs import FormatOptions
 from clipfit.formats import bpe
-from clipfit.formats.subject import DTYPES, Subject
+from clipfit.formats.subject import DTYPES, Subject, temperature_inside
 from clipfit.measure import scoring
-from clipfit.measure.calibration import temperature_of
 from clipfit.model import text_tower
 from clipfit.model.clip import Clip
 from clipfit.model.named import Additions
@@ -80,14 +79,13 @@ def part_of(subject: Subject) -> Part:
 def facts_of(subject: Subject) -> dict[str, Any]:
     """What stands in the metadata of the program: classes, constants of preprocessing, temperature, α."""
     run, model = subject.run, subject.model
-    found = temperature_of(run)
-    calibrated = found is not None and found.holds_for(subject.alpha, run.base, run.templates)
+    temperature = temperature_inside(subject)
     return {
         "part": subject.options.part, "alpha": subject.alpha, "classes": list(run.base), "template": run.template,
         "templates": list(run.templates),
         "logit_scale": model.scale.item(), "logit_bias": _bias(model),
-        "temperature": found.value if found and calibrated else 1.0,
-        "calibrated": calibrated,
+        "temperature": temperature or 1.0,
+        "calibrated": temperature is not None,
         "preprocess": {
             **{key: model.source.preprocess_cfg[key]
                for key in ("mean", "std", "interpolation", "resize_mode", "fill_color")},

@@ -11,6 +11,7 @@ import torch
 
 from clipfit.config.edits import EditSettings
 from clipfit.config.outputs import FormatOptions
+from clipfit.measure.calibration import temperature_of
 from clipfit.model import loading
 from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
@@ -66,6 +67,13 @@ def subject_of(run: Run, alpha: float, additions: Additions, format: str, option
     kept = {*(_EDITS if additions.edits else ()), *((_CONTEXT,) if additions.context else ())}
     state = {name: t for name, t in run.state(alpha).items() if not name.startswith(ADDED) or name in kept}
     return Subject(run, alpha, loading.rebuild(run.source, state, additions), format, options)
+
+
+def temperature_inside(subject: Subject) -> float | None:
+    """What the logits of a classifier are divided by, so that their softmax can be trusted; None: nothing is known."""
+    found = temperature_of(subject.run)
+    holds = found is not None and found.holds_for(subject.alpha, subject.run.base, subject.run.templates)
+    return found.value if found and holds else None
 
 
 def about(subject: Subject) -> dict[str, Any]:

@@ -112,6 +112,11 @@ def read(folder: Path) -> StoredEvaluation:
     return StoredEvaluation(folder, files.read_json(_proven(folder / DOCUMENT)))
 
 
+def stored(run: Run) -> list[Path]:
+    """The documents of a run's evaluations; not those that are being written, or whose writing was killed."""
+    return sorted(run.evaluations.glob(f"[!.]*/{DOCUMENT}"))
+
+
 def newest(run: Run) -> StoredEvaluation | None:
     """The evaluation of a run that says most: on held-out images before others, with its own templates before others,
     of those the newest. None where nothing was kept.
@@ -119,7 +124,7 @@ def newest(run: Run) -> StoredEvaluation | None:
     Raises:
         ModelError: one is damaged.
     """
-    found = [(read(file.parent), file.stat().st_mtime_ns) for file in sorted(run.evaluations.glob(f"*/{DOCUMENT}"))]
+    found = [(read(file.parent), file.stat().st_mtime_ns) for file in stored(run)]
     own = list(run.templates)
 
     def rank(one: tuple[StoredEvaluation, int]) -> tuple[bool, bool, int]:

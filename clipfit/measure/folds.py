@@ -56,11 +56,11 @@ def _of_images(labels: Sequence[int], contents: Sequence[Hashable], seed: int) -
     """Two halves of every class; an only image is trained on by both."""
     classes = tuple(range(max(labels) + 1))
     part = _dealt(labels, contents, 2, seed, 0)
-    lonely = {c for c in classes if len({part[i] for i, label in enumerate(labels) if label == c}) < 2}
+    parts = _parts_of_classes(labels, part)
     folds = []
     for half in range(2):
-        left = tuple(i for i, label in enumerate(labels) if part[i] == half and label not in lonely)
-        trained = tuple(i for i in range(len(labels)) if i not in set(left))
+        left = tuple(i for i, label in enumerate(labels) if part[i] == half and len(parts[label]) == 2)
+        trained = tuple(i for i, label in enumerate(labels) if part[i] != half or len(parts[label]) < 2)
         if left:
             folds.append(Fold(IMAGES, trained, classes, left, classes))
     return folds
@@ -74,17 +74,24 @@ def _of_classes(labels: Sequence[int], contents: Sequence[Hashable], seed: int) 
     order = torch.randperm(count, generator=streams.generator(seed, "folds", 1)).tolist()
     halves = tuple(sorted(order[: count // 2])), tuple(sorted(order[count // 2 :]))
     part = _dealt(labels, contents, PARTS, seed, 2)
-    kept = {c: {part[i] for i, label in enumerate(labels) if label == c} for c in range(count)}
+    kept, in_first = _parts_of_classes(labels, part), set(halves[0])
     folds = []
     for mine, others in (halves, halves[::-1]):
+        own = [(label in in_first) == (mine is halves[0]) for label in labels]
         trained = tuple(
-            i
-            for i, label in enumerate(labels)
-            if label in mine and (part[i] != PARTS - 1 or kept[label] == {PARTS - 1})
+            i for i, label in enumerate(labels) if own[i] and (part[i] != PARTS - 1 or kept[label] == {PARTS - 1})
         )
-        left = tuple(i for i, label in enumerate(labels) if label in others)
+        left = tuple(i for i in range(len(labels)) if not own[i])
         folds.append(Fold(CLASSES, trained, mine, left, others))
     return folds
+
+
+def _parts_of_classes(labels: Sequence[int], part: Sequence[int]) -> dict[int, set[int]]:
+    """In which parts each class has images."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for label, its in zip(labels, part, strict=True):
+        found[label].add(its)
+    return found
 
 
 def _dealt(labels: Sequence[int], contents: Sequence[Hashable], parts: int, seed: int, number: int) -> list[int]:

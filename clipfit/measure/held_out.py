@@ -9,6 +9,7 @@ from pathlib import Path
 from clipfit.config import EvaluateConfig
 from clipfit.data import layout
 from clipfit.data.copies import Known, first_of_each, identify
+from clipfit.data.files import resolved
 from clipfit.data.images import Views, content_hash
 from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes, shortened, some
@@ -195,7 +196,7 @@ def _candidates(
     of_adapt = _files(run, [shot["path"] for shot in run.shots])
     if own:
         of_adapt |= _files(run, run.record.skipped)
-    others = [sample for sample in provided if sample.path.resolve() not in of_adapt]
+    others = [sample for sample in provided if resolved(sample.path) not in of_adapt]
     val = folds_of_run(run).get("val", [])  # images that α and the temperature were chosen on
     known, shots = Known.of([*run.shots, *val]), Known.of(run.shots)
     identities = identify(others, known, views.grey_bits, views.keep, shared=True)

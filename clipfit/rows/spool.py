@@ -46,14 +46,19 @@ class Spool:
         """False where there is nothing, or where all rows have gone to their file already."""
         return self.rows_file.is_file()
 
+    def claim(self) -> None:
+        """Say that rows are to come here, from now on: has_rows. Raises OutputError where nothing can be made there."""
+        with files.writing(self.folder):
+            files.make_folder(self.folder)
+            self.rows_file.touch()
+
     def start(self, job: Mapping[str, Any]) -> None:
         """Begin anew. Raises OutputError where nothing can be made there."""
         with files.writing(self.folder):
             (self.folder / JOB).unlink(missing_ok=True)  # first: without it the rest is nobody's
-            shutil.rmtree(self.folder, ignore_errors=True)
             files.make_folder(self.folder)
             for file in (self.rows_file, self.vectors_file, self.digests_file):
-                file.touch()
+                file.write_bytes(b"")
         files.write_json(self.folder / JOB, job)
 
     def go_on(self, batch: int) -> int:

@@ -32,9 +32,12 @@ def publish(spool: Spool, output: Path) -> None:
 def _write_csv(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`top` is JSON in its cell; true and false as JSON has them; nothing for null."""
     with file.open("w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_cell(row[column]) for column in COLUMNS] for row in rows)
+        plain, quoted = (csv.writer(text, lineterminator="\n", quoting=q) for q in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+        plain.writerow(COLUMNS)
+        for row in rows:
+            cells = [_cell(row[column]) for column in COLUMNS]
+            # a carriage return ends a row to whoever reads it, but is no reason for quotes to some Pythons
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
 
 def _cell(value: Any) -> str:

@@ -16,7 +16,6 @@ import torch
 
 from clipfit import predictor, ranks
 from clipfit.config.predict import PredictConfig
-from clipfit.data import lists
 from clipfit.data.ahead import ahead
 from clipfit.data.names import read_new_classes
 from clipfit.data.stream import Input, Inputs, is_no_input
@@ -30,7 +29,7 @@ from clipfit.runs import files, place
 from clipfit.runs.run import newest
 from clipfit.text import valid
 from clipfit.training.saving import require_same
-from clipfit.verbs import predict_ranks, predict_ray
+from clipfit.verbs import predict_files, predict_ranks, predict_ray
 
 Row = dict[str, Any]
 Judged = tuple[list[Row], "np.ndarray[Any, Any] | None"]  # and, where they are wanted, embeddings (rows, D)
@@ -126,16 +125,16 @@ def _predicted(
 ) -> PredictResult:
     inputs = Inputs(places, config.column, config.image_root)
     inputs.require_lists()
-    _require_writable(config, model, places)
+    predict_files.require_writable(config, model, places)
     with place.locked(config.output) if config.output else contextlib.nullcontext():
-        _require_free(config)
-        if config.resume and config.output and config.output.exists() and not _spool_of(config.output).has_rows:
-            progress.say(f"{config.output} is finished already: nothing is left to do")
-            _spool_of(config.output).remove()
+        predict_files.require_free(config)
+        if predict_files.is_finished(config):
+            progress.say(f"{config.output} is finished already: nothing is left to do; --overwrite makes it anew")
             predict_ranks.said(True)
             return PredictResult(config.output, str(model), Counts(rows=None))
         predict_ranks.said(False)
-        loaded = _loaded(config, model, progress)
+        with predict_files.claimed(config.output):
+            loaded = _loaded(config, model, progress)
         job = Job(config, loaded, loaded.candidates(), inputs, gallery)
         counts = _carry_out(job, out, progress)
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
@@ -164,6 +163,7 @@ class Job:
             "inputs": [valid(str(p)) for p in c.inputs], "embeddings": valid(str(c.embeddings)),
             "html": valid(str(c.html)), "precision": p.model.precision, "device": p.model.device.type,
             "engine": c.engine, "runtime": p.model.runtime,
+            "image_root": None if c.image_root is None else valid(str(c.image_root)),
         }  # fmt: skip
 
     def view(self, image: Input) -> torch.Tensor | str:
@@ -288,17 +288,13 @@ def _pass_by(job: Job, spool: Spool, images: Iterator[Input], counts: Counts) ->
 # ---- files
 
 
-def _spool_of(output: Path, width: int | None = None) -> Spool:
-    return Spool(place.resume_folder(output), width)
-
-
 @contextlib.contextmanager
 def _spooling(job: Job, progress: Counter) -> Iterator[tuple[Spool | None, int]]:
     """Where rows are kept until they are whole, and how many are; a spool beside an output outlives a kill."""
     config = job.config
     width = job.predictor.clip.embed_dim if config.embeddings else None
     if config.output:
-        spool = _spool_of(config.output, width)
+        spool = predict_files.spool_of(config.output, width)
         before = 0
         if config.resume and spool.job is not None:
             require_same(spool.job, job.identity, f"what is kept in {spool.folder}")
@@ -326,39 +322,6 @@ def _publish(job: Job, spool: Spool) -> None:
     if config.output:
         tables.publish(spool, config.output)
     spool.remove()
-
-
-def _targets(config: PredictConfig) -> list[Path]:
-    return [file for file in (config.output, config.embeddings, config.html) if file]
-
-
-def _require_writable(config: PredictConfig, model: str | Path, places: tuple[Path, ...]) -> None:
-    """Before anything is loaded. Raises UsageError, OutputError."""
-    targets = _targets(config)
-    if len({target.resolve() for target in targets}) < len(targets):
-        raise UsageError("--output, --embeddings and --html must be different files.")
-    if config.output and config.output.suffix.lower() == ".parquet":
-        lists.require_parquet(str(config.output))
-    for target in targets:
-        if target.is_dir():
-            raise UsageError(f"{target} is a folder: expected the name of a file.")
-        files.require_kept(target, [*places, Path(model)])
-        files.require_room(target.parent, 0)
-        files.make_folder(target.parent)
-
-
-def _require_free(config: PredictConfig) -> None:
-    """Raises UsageError for what is there and is neither to be replaced nor to be gone on with."""
-    if config.overwrite or config.resume:
-        return
-    for target in _targets(config):
-        if target.exists():
-            raise UsageError(f"{target} exists already: pass --overwrite to replace it, or choose another place.")
-    if config.output and _spool_of(config.output).job is not None:
-        raise UsageError(
-            f"rows of {config.output} are kept from a command that was stopped: pass --resume to go on, or "
-            "--overwrite to start anew."
-        )
 
 
 # ---- what names them
