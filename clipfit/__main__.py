@@ -1,6 +1,20 @@
-"""`python -m clipfit`."""
+"""`clipfit`, and `python -m clipfit`."""
 
-from clipfit.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The console script: Ctrl-C is answered in a sentence while the command line is still being imported, too."""
+    try:
+        from clipfit.cli import main as command_line
+
+        command_line()
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -23,8 +23,18 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.signum
 
 
+_heard: list[int] = []  # since `raising` began
+
+
 def _stop(signum: int, _frame: FrameType | None) -> None:
+    _heard.append(signum)
     raise Stopped(signum)
+
+
+def require_none() -> None:
+    """After other people's code, which may have swallowed it: raises Stopped where a signal has come."""
+    if _heard:
+        raise Stopped(_heard[0])
 
 
 @contextlib.contextmanager
@@ -37,6 +47,7 @@ def raising() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    _heard.clear()
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _stop)

@@ -107,6 +107,13 @@ def test_ratios_that_are_neither(text):
         EvaluateConfig(alphas=text)
 
 
+@pytest.mark.parametrize("text", ["0:1:1e-8", "0:1:1e-300", "0:1:0.0009"])
+def test_so_many_ratios_are_a_mistake(text):
+    with pytest.raises(UsageError, match=r"alphas must be of 1000 steps at most; found"):
+        EvaluateConfig(alphas=text)
+    assert len(EvaluateConfig(alphas="0:1:0.001").alphas) == 1001
+
+
 def test_methods_are_found_by_name_or_the_nearest_is_named():
     for name, method in METHODS.items():
         assert find(name) is method

@@ -250,6 +250,8 @@ def test_rows_that_stand_twice_and_labels_that_are_numbers(tmp_path):
     file.write_text("\n".join(map(json.dumps, [*rows, {"path": "b.png", "label": 0}])))
     with pytest.raises(DataError, match=r"labels b.png both '1' and '0': choose one"):
         layout.read(file)
+    file.write_text("\n".join(json.dumps({"path": path, "label": 0}) for path in ("./a.png", f"{tmp_path}/x/../a.png")))
+    assert len(layout.read(file).train) == 1  # however it is spelt
 
 
 def test_a_manifest_of_test_images(tmp_path):
@@ -282,6 +284,13 @@ def test_a_coop_split_file(tmp_path):
         ),
         ("m.csv", "path,label\na.png,cat\nb.png,\n", "line 3 of .* has no `label`: every image needs"),
         ("m.csv", "path,label,split\na.png,cat,dev\n", "line 2 of .* has split 'dev': expected train, val or test"),
+        ("m.csv", "path,label,label\na.png,cat,dog\n", "has two columns `label` in its first line"),
+        (
+            "m.jsonl",
+            '{"path": "a.png", "label": "cat", "split": ["test"]}\n',
+            r"line 1 of .* has split \['test'\]: exp",
+        ),
+        ("m.jsonl", '{"path": "a.png", "label": "cat", "split": false}\n', "line 1 of .* has split False: expected"),
         ("m.csv", "", "m.csv is empty: expected a first line `path,label`"),
         ("m.csv", "path,label\n", "m.csv lists no images"),
         ("m.jsonl", "\n", "m.jsonl lists no images"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clipfit import ExportConfig
 from clipfit.config import outputs
 from clipfit.config.outputs import FormatOptions, Takes
 from clipfit.errors import UsageError
-from clipfit.formats import FORMATS
+from clipfit.formats import FORMATS, proof
 from clipfit.formats.open_clip import OpenClipFolder
 
 
@@ -65,3 +67,11 @@ def test_the_document_and_the_folder_say_what_was_asked(cli, split_run, tmp_path
     }  # fmt: skip
     about = (tmp_path / told["output"] / "clipfit.json").read_text()
     assert '"export": {\n    "dtype": "fp32",\n    "format": "open_clip"' in about
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_type_that_loses_the_adaptation_is_refused_with_what_to_do(cli, split_run, monkeypatch, dtype):
+    monkeypatch.setattr(proof, "bound", lambda subject: 1e-4)
+    words = (f"--dtype {dtype} loses too much of this run", "leave out --dtype")
+    cli("export", split_run, "--format", "safetensors", "--dtype", dtype, "--output", "out").fails(2, *words)
+    assert not Path("out").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -54,3 +56,34 @@ def test_a_signal_between_the_handlers_leaves_none_of_them_waiting(monkeypatch, 
         for which in interrupts.SIGNALS:
             with pytest.raises(interrupts.Stopped):
                 signal.raise_signal(which)
+
+
+def test_a_signal_that_imported_code_swallows_is_heard():
+    code = (
+        "import os, signal, sys\n"
+        "from clipfit import interrupts\n"
+        "from clipfit.cli.common import imports\n"
+        "with interrupts.raising(), imports():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException:\n"
+        "        print('swallowed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "swallowed\n"
+    assert "interrupts.Stopped" in done.stderr
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_a_sentence():
+    code = (
+        "import signal, sys\n"
+        "class Pressing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Pressing())\n"
+        "from clipfit.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was written\n")

@@ -151,6 +151,17 @@ def test_every_hostile_file_is_one_row(cli: Cli, split_run, tmp_path):
     assert "\x1b[31m" not in result.stderr
 
 
+def test_two_stars_go_into_no_links_to_folders_and_name_a_file_once(cli: Cli, split_run, tmp_path):
+    images(tmp_path / "in/deep", 2)
+    for name in ("up", "again", ".hidden"):
+        (tmp_path / "in/deep" / name).symlink_to("..")
+    images(tmp_path / "in/.kept", 1)
+    expected = ["in/deep/0.png", "in/deep/1.png"]
+    for pattern in ("in/**/*.png", "in/**", "in/**/[01].png", "**/deep/?.png"):
+        assert [row["path"] for row in rows_of(cli("predict", split_run, pattern))] == expected
+    assert len(rows_of(cli("predict", split_run, str(tmp_path / "in/**/*.png")))) == 2
+
+
 def test_inputs_after_an_archive_of_three_bytes_are_read(cli: Cli, split_run, tmp_path):
     images(tmp_path / "in", 1)
     (tmp_path / "torn.tar.gz").write_bytes(b"\x1f\x8b\x08")

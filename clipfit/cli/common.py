@@ -127,14 +127,15 @@ def ending_of(error: BaseException) -> Ending:
 
 @contextlib.contextmanager
 def imports() -> Iterator[None]:
-    """Within: the library is imported. Python looks for garbage among torch's half a million objects neither then, ten
-    times over, nor later."""
+    """Within: the library is imported. Python looks for garbage among torch's half a million objects neither then nor
+    later, and a signal is heard though a module that was being imported swallowed it."""
     if "torch" in sys.modules:
         yield
         return
     gc.disable()
     try:
         yield
+        interrupts.require_none()
     finally:
         gc.freeze()
         gc.enable()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MOST = 1000  # steps between two ratios: each is a pass over all images
 BOUNDED = ("base", "new", "union", "hm")  # what `evaluate --require` takes a bound for; hm: the harmonic mean
 
 
@@ -24,9 +25,11 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         if step <= 0 or last < first:
             raise ValueError
         count = round((last - first) / step)
-        return tuple(round(first + k * step, 10) for k in range(count + 1) if first + k * step <= last + 1e-9)
     except (ValueError, OverflowError):
         raise ValueError("first:last:step (0:1:0.1) or a list (0,0.5,1)") from None
+    if count > MOST:
+        raise ValueError(f"of {MOST} steps at most")
+    return tuple(round(first + k * step, 10) for k in range(count + 1) if first + k * step <= last + 1e-9)
 
 
 def parse_bounds(texts: Iterable[str]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +93,10 @@ def _nothing(place: Path, val: list[Row]) -> str:
 
 def _each_once(rows: Iterable[Row], place: Path, objections: Objections | None) -> list[Row]:
     """Rows without repetitions. Raises DataError for an image that has two labels."""
-    by_path: dict[Path, Row] = {}
+    by_path: dict[object, Row] = {}
+    key: Callable[[Path], object] = (lambda path: path) if place.is_dir() else os.path.abspath  # ./a and a in a list
     for row in rows:
-        before = by_path.setdefault(row.path, row)
+        before = by_path.setdefault(key(row.path), row)
         if before.label != row.label:
             message = f"{place} labels {row.source} both {before.label!r} and {row.label!r}: choose one."
             object_to(ObjectionError("two-labels", message, (row.source,), (before.label, row.label)), objections)

@@ -46,6 +46,8 @@ def _read_csv(file: Path, text: str, root: Path) -> Found:
         if not columns:
             raise DataError(f"{file} is empty: expected a first line `path,label`, then a line for each image.")
         lacking = [name for name in COLUMNS if name not in columns]
+        if twice := next((name for name in (*COLUMNS, "split") if list(columns).count(name) > 1), None):
+            raise DataError(f"{file} has two columns `{twice}` in its first line: take one of them out.")
         if lacking:
             found = ", ".join(map(str, columns[:10]))
             raise DataError(f"{file} needs the columns `path` and `label` in its first line; it has {found}.")
@@ -82,8 +84,8 @@ def _read_records(file: Path, records: Sequence[tuple[int, Mapping[str, Any]]], 
             what = "a blank" if record.get(lacking) not in (None, "") else "no"
             raise DataError(f"line {line} of {file} has {what} `{lacking}`: every image needs `path` and `label`.")
         part = PART_NAMES.get(split.strip().lower() or "train")
-        if part is None:
-            raise DataError(f"line {line} of {file} has split {split!r}: expected train, val or test.")
+        if part is None or (not split and record.get("split") not in (None, "")):
+            raise DataError(f"line {line} of {file} has split {record['split']!r}: expected train, val or test.")
         parts.setdefault(part, []).append(Row(root / path, path, label))
     if not parts:
         raise DataError(f"{file} lists no images: expected `path` and `label` of each.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 import os
 import sys
 import tarfile
@@ -73,7 +74,7 @@ class Inputs:
         if place == STDIN:
             yield from self._of_stdin()
         elif _has_magic(place):
-            found = sorted(glob.iglob(str(place), recursive=True))
+            found = _like(place)
             for path in found:
                 yield from self._named(Path(path))
             if not found:
@@ -125,6 +126,17 @@ def is_no_input(place: Path) -> bool:
 def is_passing(place: Path) -> bool:
     """Whether a place is gone through once, in its order: stdin, an archive."""
     return place == STDIN or (_is_archive(place) and not place.is_dir())
+
+
+def _like(pattern: Path) -> list[str]:
+    """What is called like a pattern, sorted; ** goes into no links to folders, which may lead in circles."""
+    if "**" not in pattern.parts:
+        return sorted(glob.iglob(str(pattern), recursive=True))
+    known = len(list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)))
+    start, rest = Path(*pattern.parts[:known]), pattern.parts[known:]
+    found = start.glob("/".join((*rest, "*") if rest[-1] == "**" else rest))
+    hidden = (path for path in found if not path.is_dir())
+    return sorted(str(p) for p in hidden if not any(part.startswith(".") for part in p.relative_to(start).parts))
 
 
 def _has_magic(place: Path) -> bool:

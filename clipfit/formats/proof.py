@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 
 from clipfit.data.images import content_hash, decode
-from clipfit.errors import ClipfitError, DataError
+from clipfit.errors import ClipfitError, DataError, UsageError
 from clipfit.formats.consumer import Answer, Request
 from clipfit.formats.stored import stored
 from clipfit.formats.subject import Subject, plain
@@ -144,6 +144,7 @@ def prove(
 
     Raises:
         ClipfitError: on identical pixels its logits differ by more, or it preprocesses a picture in another way.
+        UsageError: they differ by more for a type that is asked for.
     """
     model = subject.model
     pixels = model.normalize(pictures.images)
@@ -154,6 +155,11 @@ def prove(
     identical = _agreement(answer.logits, expected, labels)
     most = bound(subject) if cosine_bound is None else float(request.scale) * cosine_bound
     if not identical.largest_difference <= most:  # nor where it is no number
+        if (dtype := subject.options.dtype) != "fp32":
+            raise UsageError(
+                f"--dtype {dtype} loses too much of this run: what moved a weight by less than a step of it is gone. "
+                f"Logits differ by up to {identical.largest_difference:g}, and {most:g} is usual; leave out --dtype."
+            )
         raise ClipfitError(
             f"{answer.consumer} reads another model from the export: its logits differ by up to "
             f"{identical.largest_difference:g} (at most {most:g} may be rounding); it is not kept: please report it."
