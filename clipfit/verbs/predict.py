@@ -7,7 +7,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -211,7 +211,13 @@ def _batches(job: Job, images: Iterator[Input]) -> Iterator[Judged]:
         yield from predict_ranks.batches(job, images)
         return
     size = job.config.batch_size
-    with contextlib.closing(ahead(images, job.view, BATCHES_AHEAD * size)) as viewed:
+
+    def viewed_of(holder: list[Input]) -> tuple[Input, torch.Tensor | str]:
+        image = holder.pop()  # a member of an archive: its bytes are not held until its batch is judged
+        return replace(image, data=None), job.view(image)
+
+    with contextlib.closing(ahead(([image] for image in images), viewed_of, BATCHES_AHEAD * size)) as coming:
+        viewed = (found for _, found in coming)
         while batch := list(itertools.islice(viewed, size)):
             rows, embeddings = judged(job, batch)
             if job.gallery:
