@@ -252,6 +252,11 @@ def test_rows_that_stand_twice_and_labels_that_are_numbers(tmp_path):
         layout.read(file)
     file.write_text("\n".join(json.dumps({"path": path, "label": 0}) for path in ("./a.png", f"{tmp_path}/x/../a.png")))
     assert len(layout.read(file).train) == 1  # however it is spelt
+    (tmp_path / "elsewhere/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("elsewhere/inner")
+    rows = [{"path": "a.png", "label": 0}, {"path": "link/../a.png", "label": 1}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert len(layout.read(file).train) == 2  # another one, elsewhere
 
 
 def test_a_manifest_of_test_images(tmp_path):

@@ -170,6 +170,11 @@ def test_names_that_no_file_can_have(cli, shots, models, split_run, tmp_path):
     for path in ("a\\u0000b.jpg", "\\ud800.jpg", "loop.png"):
         (shots / "m.jsonl").write_text(f'{{"path": "{path}", "label": "dog"}}\n')
         cli("evaluate", split_run, "--data", shots / "m.jsonl").fails(3, "image ", "jpg" if "jpg" in path else "loop")
+    rows = [f'{{"path": "{path}", "label": "dog"}}' for path in ("a\\u0000b.jpg", "loop.png", "dog/0.png", "dog/1.png")]
+    (shots / "m.jsonl").write_text("\n".join([*rows, '{"path": "owl/0.png", "label": "owl"}']))
+    made = cli("adapt", shots / "m.jsonl", "--skip-bad-images", "--model", models["vit"], "--output", "odd", "--json")
+    assert len(made.document["skipped"]) == 2, made.stderr
+    assert cli("evaluate", "odd", "--json").document["held_out"] is False
     for name in ("m.jsonl", "m.json"):
         (shots / name).write_text(deep)
         cli("adapt", shots / name).fails(3, name, "JSON" if name == "m.jsonl" else "json")

@@ -74,6 +74,21 @@ def test_a_signal_that_imported_code_swallows_is_heard():
     assert "interrupts.Stopped" in done.stderr
 
 
+def test_a_signal_that_imported_code_makes_another_error_of_is_heard():
+    code = (
+        "import os, signal\n"
+        "from clipfit import interrupts\n"
+        "from clipfit.cli.common import imports\n"
+        "with interrupts.raising(), imports():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException:\n"
+        "        raise ImportError('a module that was torn') from None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.rstrip().splitlines()[-1] == "clipfit.interrupts.Stopped"
+
+
 def test_ctrl_c_while_the_command_line_is_imported_is_a_sentence():
     code = (
         "import signal, sys\n"

@@ -160,6 +160,10 @@ def test_two_stars_go_into_no_links_to_folders_and_name_a_file_once(cli: Cli, sp
     for pattern in ("in/**/*.png", "in/**", "in/**/[01].png", "**/deep/?.png"):
         assert [row["path"] for row in rows_of(cli("predict", split_run, pattern))] == expected
     assert len(rows_of(cli("predict", split_run, str(tmp_path / "in/**/*.png")))) == 2
+    # folders that are meant are gone into, and so are names with a dot; two stars in a name are one
+    assert [row["path"] for row in rows_of(cli("predict", split_run, "**/deep"))] == expected
+    assert [row["path"] for row in rows_of(cli("predict", split_run, "in/**/.kept/*.png"))] == ["in/.kept/0.png"]
+    assert [row["path"] for row in rows_of(cli("predict", split_run, "in/**/**.png"))] == expected
 
 
 def test_inputs_after_an_archive_of_three_bytes_are_read(cli: Cli, split_run, tmp_path):

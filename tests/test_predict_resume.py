@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kills
 import pytest
+import torch
 from conftest import Cli
 from test_predict import images
 
@@ -198,6 +199,21 @@ def test_a_replacement_that_is_killed_before_its_first_row_is_not_finished(folde
     with pytest.raises(UsageError, match="no classes of its own"):
         predict(PredictConfig((Path("in"),), model="clipfit-tiny", output=Path("o.jsonl"), overwrite=True))
     assert not Path(".o.jsonl.resume").exists()
+
+
+@pytest.mark.parametrize("at", ["_loaded", "_carry_out"])
+def test_a_command_that_fails_leaves_finished_rows_finished(folder, split_run, monkeypatch, at):
+    before = done(config(split_run, "o.jsonl"))
+
+    def failing(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, at, failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            predict(config(split_run, "o.jsonl", overwrite=True, top=1))
+    assert predict(config(split_run, "o.jsonl", resume=True)).counts.rows is None
+    assert written() == before
 
 
 def test_what_is_finished_has_all_that_is_asked_for(folder, split_run):

@@ -136,6 +136,9 @@ def imports() -> Iterator[None]:
     try:
         yield
         interrupts.require_none()
+    except Exception:
+        interrupts.require_none()
+        raise
     finally:
         gc.freeze()
         gc.enable()

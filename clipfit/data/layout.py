@@ -91,10 +91,15 @@ def _nothing(place: Path, val: list[Row]) -> str:
     return f"{place} holds no labelled images: expected one folder a class with images inside."
 
 
+def _spelt_alike(path: Path) -> str:
+    """The same for ./a, x/../a and a, whatever the last one links to."""
+    return os.path.join(os.path.realpath(path.parent), path.name) if ".." in path.parts else os.path.abspath(path)
+
+
 def _each_once(rows: Iterable[Row], place: Path, objections: Objections | None) -> list[Row]:
     """Rows without repetitions. Raises DataError for an image that has two labels."""
     by_path: dict[object, Row] = {}
-    key: Callable[[Path], object] = (lambda path: path) if place.is_dir() else os.path.abspath  # ./a and a in a list
+    key: Callable[[Path], object] = (lambda path: path) if place.is_dir() else _spelt_alike
     for row in rows:
         before = by_path.setdefault(key(row.path), row)
         if before.label != row.label:

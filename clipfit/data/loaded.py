@@ -121,7 +121,8 @@ class Shots:
 
         def view(sample: Sample) -> torch.Tensor:
             picture = decode(sample.path, self.grey_bits)
-            prints[sample.path] = fingerprint(sample, pil_to_tensor(picture))
+            if sample.path not in prints:
+                prints[sample.path] = fingerprint(sample, pil_to_tensor(picture))
             return geometry(picture)
 
         store = ImageStore(fresh, self.images.memory, view, skip_bad)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import io
-import itertools
 import os
 import sys
 import tarfile
@@ -129,14 +128,20 @@ def is_passing(place: Path) -> bool:
 
 
 def _like(pattern: Path) -> list[str]:
-    """What is called like a pattern, sorted; ** goes into no links to folders, which may lead in circles."""
+    """What is called like a pattern, sorted; ** goes into no links to folders, which may lead in circles.
+
+    As for the shell, names that begin with a dot are meant where the pattern says so.
+    """
     if "**" not in pattern.parts:
         return sorted(glob.iglob(str(pattern), recursive=True))
-    known = len(list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts)))
-    start, rest = Path(*pattern.parts[:known]), pattern.parts[known:]
-    found = start.glob("/".join((*rest, "*") if rest[-1] == "**" else rest))
-    hidden = (path for path in found if not path.is_dir())
-    return sorted(str(p) for p in hidden if not any(part.startswith(".") for part in p.relative_to(start).parts))
+    parts = [part if part == "**" else part.replace("**", "*") for part in pattern.parts]
+    known = next(k for k, part in enumerate(parts) if glob.has_magic(part))
+    start, rest = Path(*parts[:known]), parts[known:]
+    found = [os.path.relpath(path, start) for path in start.glob("/".join(rest + ["*"] * (rest[-1] == "**")))]
+    if not any(part.startswith(".") for part in rest):
+        found = [name for name in found if not any(part.startswith(".") for part in Path(name).parts)]
+    paths = sorted(str(start / name) for name in found)
+    return [path for path in paths if not os.path.isdir(path)] if rest[-1] == "**" else paths
 
 
 def _has_magic(place: Path) -> bool:

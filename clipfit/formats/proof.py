@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,7 +156,7 @@ def prove(
     identical = _agreement(answer.logits, expected, labels)
     most = bound(subject) if cosine_bound is None else float(request.scale) * cosine_bound
     if not identical.largest_difference <= most:  # nor where it is no number
-        if (dtype := subject.options.dtype) != "fp32":
+        if (dtype := subject.options.dtype) != "fp32" and math.isfinite(identical.largest_difference):
             raise UsageError(
                 f"--dtype {dtype} loses too much of this run: what moved a weight by less than a step of it is gone. "
                 f"Logits differ by up to {identical.largest_difference:g}, and {most:g} is usual; leave out --dtype."

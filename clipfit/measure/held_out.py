@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,9 +233,11 @@ def _files(run: Run, sources: Iterable[str]) -> set[Path]:
     place, image_root = run.place("shots"), run.place("image_root")
     assert place is not None
     if not place.is_dir():
-        return {((image_root or place.parent) / source).resolve() for source in sources}
+        return {resolved((image_root or place.parent) / source) for source in sources}
     # sources start at the folder of a split, or at the parent of a folder of classes
-    return {next(filter(Path.exists, (place / source, place.parent / source)), place).resolve() for source in sources}
+    return {
+        resolved(next(filter(os.path.exists, (place / source, place.parent / source)), place)) for source in sources
+    }
 
 
 # ---- class names

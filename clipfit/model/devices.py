@@ -26,7 +26,8 @@ def resolve_device(device: str) -> torch.device:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matrix products on CUDA need
     try:
-        torch.backends.cudnn.allow_tf32 = False  # else a GPU's convolutions in fp32 are of 10 bits, not 23
+        if device.startswith("cuda"):
+            torch.backends.cudnn.allow_tf32 = False  # else its convolutions in fp32 are of 10 bits, not 23
         torch.zeros((), device=device).item()
         if ranks.started().count > 1 and device.startswith("cuda"):
             torch.cuda.set_device(device)  # what names no GPU would take memory on the first one

@@ -135,8 +135,8 @@ def _predicted(
         predict_ranks.said(False)
         with predict_files.claimed(config.output):
             loaded = _loaded(config, model, progress)
-        job = Job(config, loaded, loaded.candidates(), inputs, gallery)
-        counts = _carry_out(job, out, progress)
+            job = Job(config, loaded, loaded.candidates(), inputs, gallery)
+            counts = _carry_out(job, out, progress)
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
                          job.candidates.temperature is not None, inputs.left_out, loaded.model.features)  # fmt: skip
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipfit.config.predict import PredictConfig
 from clipfit.data import lists
-from clipfit.errors import ClipfitError, ModelError, UsageError
+from clipfit.errors import ModelError, UsageError
 from clipfit.rows.spool import Spool
 from clipfit.runs import files, manifest, place
 
@@ -70,7 +70,7 @@ def claimed(output: Path | None) -> Iterator[None]:
     spool.claim()
     try:
         yield
-    except ClipfitError:  # nothing came of it
+    except Exception:  # nothing came of it
         if spool.job is None:
             spool.remove()
         raise
