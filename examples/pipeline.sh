@@ -17,16 +17,18 @@ out=${2:?usage: pipeline.sh SHOTS OUT [LEAST_BASE_ACCURACY] [adapt options …]}
 least=${3:-0.8}
 shift $(($# < 3 ? $# : 3))
 
-mkdir -p "$out"
-run=$(clipfit adapt "$shots" --output "$out/run" --overwrite --json "$@" |
-  python3 -c 'import json, sys; print(json.load(sys.stdin)["run"])')
+mkdir -p -- "$out"
+out=$(cd -- "$out" && pwd)
+# into a file first: at the end of a pipe its reader's exit code would take the place of clipfit's
+clipfit adapt --output "$out/run" --overwrite --json "$@" -- "$shots" >"$out/adapt.json"
+run=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["run"])' <"$out/adapt.json")
 # where it is not good enough this ends with 5, where nothing was held out with 3; the document says why under "error"
 clipfit evaluate "$run" --require "base:$least" --fail-if-worse --json >"$out/metrics.json"
 clipfit export "$run" --format open_clip --output "$out/model" --overwrite
 
 # a row an input, whatever is wrong with some: what is counted in the file is what the summary says
-rows=$(clipfit predict "$out/model" "${NEXT:-$shots}" --output "$out/labels.jsonl" --overwrite --json |
-  python3 -c 'import json, sys; print(json.load(sys.stdin)["rows"])')
+clipfit predict --output "$out/labels.jsonl" --overwrite --json -- "$out/model" "${NEXT:-$shots}" >"$out/predict.json"
+rows=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["rows"])' <"$out/predict.json")
 if command -v jq >/dev/null; then
   counted=$(jq -c 'select(has("path") and has("label") and has("error"))' "$out/labels.jsonl" | wc -l)
 else

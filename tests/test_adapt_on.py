@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import picture
 from safetensors.torch import load_file, save_file
 
 from clipfit import AdaptConfig, UsageError, adapt
@@ -96,6 +97,30 @@ def test_a_run_of_a_run(cli, flat, parent):
     for before, after in (("parent", "second"), ("second", "third")):
         assert cli("adapt", flat, "--model", before, "--epochs", 1, "--output", after).code == 0
     assert same(open_run(Path("third")).state(0.0), load_file("second/model.safetensors"))
+
+
+def test_images_that_an_ancestor_was_made_with_are_no_evidence(cli, split, flat, models, tmp_path):
+    """Though the ancestor has gone: the first one's shots are the test images of the last one."""
+    first = ("adapt", split / "test", "--model", models["vit"], "--alpha", 0.5, "--epochs", 1, "--output", "first")
+    assert cli(*first).code == 0
+    assert cli("adapt", flat, "--model", "first", "--epochs", 1, "--output", "second").code == 0
+    assert cli("adapt", split / "train", "--model", "second", "--epochs", 1, "--output", "third").code == 0
+    own = len((Path("second") / "shots.jsonl").read_text().splitlines())
+    counted = len((Path("first") / "shots.jsonl").read_text().splitlines())
+    assert len((Path("third") / "ancestors.jsonl").read_text().splitlines()) == own + counted
+    assert not (Path("first") / "ancestors.jsonl").exists()
+    shutil.rmtree("first")
+    words = (" or of a run that it goes on from, or a copy of one",)
+    cli("evaluate", "third", "--data", split / "test").fails(3, *words)
+    data = Path(shutil.copytree(split / "test", tmp_path / "data"))
+    new = next(data.rglob("*.png"))
+    picture(4711).save(new.with_name("new.png"))
+    measured = cli("evaluate", "third", "--data", data, "--json").document
+    assert (
+        f"{counted} images were used to make the run that this one goes on from, and were left out" in measured["notes"]
+    )
+    (Path("third") / "ancestors.jsonl").write_text("")
+    cli("evaluate", "third", "--data", data).fails(4, "ancestors.jsonl is not as clipfit wrote it")
 
 
 def test_template_and_recipe_are_taken_over_unless_others_are_given(cli, flat, parent):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import make_classes
@@ -243,3 +244,19 @@ def test_every_exit_code_stands_in_the_help():
         for code in ("0 done", "1 a fault", "2 wrong", "3 the data", "4 the model", "5 the guard", "6 numbers",
                      "7 output", "129 hung up", "130 interrupted", "143 terminated"):  # fmt: skip
             assert code in shown
+
+
+def test_the_pipeline_ends_with_clipfits_own_code_and_takes_any_name(tmp_path, models):
+    """And a folder whose name begins with a dash is none of its options."""
+    script = Path(__file__).parent.parent / "examples/pipeline.sh"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    usual = {"cwd": tmp_path, "env": {**os.environ, "PATH": path}, "capture_output": True, "text": True, "check": False}
+    missing = subprocess.run(["bash", script, "nothere", "out"], **usual)
+    assert (missing.returncode, "Traceback" in missing.stderr) == (3, False)
+    assert "there is no nothere" in missing.stderr
+    make_classes(tmp_path / "-shots" / "train", {"ant": 2, "bee": 2})
+    make_classes(tmp_path / "-shots" / "test", {"ant": 2, "bee": 2}, seed=1)
+    odd = ["bash", script, "-shots", "-out", "0", "--model", models["vit"], "--epochs", "1", "--learning-rate", "1e-9"]
+    done = subprocess.run(odd, **usual)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "-out/labels.jsonl").read_text().splitlines()) == 8

@@ -11,11 +11,8 @@ import torch
 
 from clipfit.errors import ModelError
 from clipfit.prompts import Templates
-from clipfit.runs import files, manifest
-from clipfit.runs.record import typed
+from clipfit.runs.record import FOLDS, typed
 from clipfit.runs.run import Run
-
-FOLDS = "folds.json"
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,7 @@ def best_temperature(tables: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> flo
 
 def folds_of_run(run: Run) -> dict[str, Any]:
     """The run's folds.json; empty where it has none. Raises ModelError for a damaged one."""
-    file = run.path / FOLDS
-    if not file.is_file():
-        return {}
-    if FOLDS in run.digests:
-        manifest.verify(run.path, [FOLDS])
-    found = files.read_json(file)
-    return found if isinstance(found, dict) else {}
+    return run.folds
 
 
 def temperature_of(run: Run) -> Temperature | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipfit.measure.calibration import FOLDS, folds_of_run
+from clipfit.measure.calibration import folds_of_run
 from clipfit.measure.choice import Curve
 from clipfit.measure.metrics import wilson_interval
-from clipfit.runs.record import typed
+from clipfit.runs.record import FOLDS, typed
 from clipfit.runs.run import Run
 
 CONFIDENCE = 0.9

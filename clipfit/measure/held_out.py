@@ -16,7 +16,6 @@ from clipfit.data.layout import LabelledImages, Sample
 from clipfit.data.names import read_new_classes, shortened, some
 from clipfit.data.stream import Inputs, is_no_input, is_passing
 from clipfit.errors import DataError, UsageError
-from clipfit.measure.calibration import folds_of_run
 from clipfit.prompts import excluding, key_of
 from clipfit.runs.run import Run
 
@@ -102,7 +101,7 @@ def each_once(test: TestSet, views: Views) -> TestSet:
     """Without copies of images. `views` keep what is decoded for it."""
     identities = identify(test.samples, Known.of(()), views.grey_bits, views.keep, shared=True)
     distinct = first_of_each([(one.content, s.label) for one, s in zip(identities, test.samples, strict=True)])
-    notes = _left_out(shots=0, copies_of_shots=0, of_val=0, copies=len(test.samples) - len(distinct))
+    notes = _left_out(copies=len(test.samples) - len(distinct))
     return replace(test, samples=tuple(test.samples[k] for k in distinct), notes=(*test.notes, *notes))
 
 
@@ -198,14 +197,16 @@ def _candidates(
     if own:
         of_adapt |= _files(run, run.record.skipped)
     others = [sample for sample in provided if resolved(sample.path) not in of_adapt]
-    val = folds_of_run(run).get("val", [])  # images that α and the temperature were chosen on
-    known, shots = Known.of([*run.shots, *val]), Known.of(run.shots)
+    val, ancestors = run.val, run.ancestors  # whatever it was made with is no evidence of it
+    known, shots, of_val = Known.of([*run.shots, *val, *ancestors]), Known.of(run.shots), Known.of(val)
     identities = identify(others, known, views.grey_bits, views.keep, shared=True)
     unseen = [i for i, identity in enumerate(identities) if identity not in known]
     copies = sum(identity in shots for identity in identities)
+    judged = sum(identity in of_val and identity not in shots for identity in identities)
     distinct = first_of_each([(identities[i].content, others[i].label) for i in unseen])
     if provided and not unseen and not own:
         or_val = " or an image of its val part" if val else ""
+        or_val += " or of a run that it goes on from" if ancestors else ""
         raise DataError(
             f"every image in {place} is a shot of {run.path}{or_val}, or a copy of one: pass images that it was not "
             "made with."
@@ -213,16 +214,20 @@ def _candidates(
     return [others[unseen[k]] for k in distinct], _left_out(
         shots=0 if own and found.test is None else len(provided) - len(others),
         copies_of_shots=copies,
-        of_val=len(others) - len(unseen) - copies,
+        of_val=judged,
+        of_ancestors=len(others) - len(unseen) - copies - judged,
         copies=len(unseen) - len(distinct),
     )
 
 
-def _left_out(shots: int, copies_of_shots: int, of_val: int, copies: int) -> list[str]:
+def _left_out(
+    shots: int = 0, copies_of_shots: int = 0, of_val: int = 0, of_ancestors: int = 0, copies: int = 0
+) -> list[str]:
     said = [
         (shots, "are shots and were left out"),
         (copies_of_shots, "have the very content of a shot and were left out"),
         (of_val, "are of the val part, on which the run was judged when it was made, and were left out"),
+        (of_ancestors, "were used to make the run that this one goes on from, and were left out"),
         (copies, "have the very content of another and were counted once"),
     ]
     return [f"{count} images {what}" for count, what in said if count]

@@ -22,6 +22,8 @@ from clipfit.runs import files
 T = TypeVar("T")
 FORMAT = 2  # 1: without files.json
 CONFIG, CLASSES, SHOTS, METRICS, TIMING = "config.json", "classes.json", "shots.jsonl", "metrics.jsonl", "timing.json"
+FOLDS = "folds.json"  # of --alpha auto and --forecast
+ANCESTORS = "ancestors.jsonl"  # of a run that was adapted on from another
 ASKED = ("micro_batch", "gradient_checkpointing", "shard")  # of the recipe, written where they were asked for
 FINETUNED, MODEL = "finetuned.safetensors", "model.safetensors"
 
@@ -131,7 +133,7 @@ def typed(document: Any, kind: type[T], path: Path) -> T:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run folder says beside its weights."""
+    """What a run folder says beside its weights. ancestors: see Run.ancestors."""
 
     record: RunRecord
     base: Sequence[str]
@@ -139,6 +141,7 @@ class RunFacts:
     shots: Sequence[Mapping[str, Any]]
     steps: Sequence[Mapping[str, Any]]
     scale: float  # τ⁻¹
+    ancestors: Sequence[Mapping[str, Any]] = ()
 
 
 def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) -> None:
@@ -153,6 +156,8 @@ def write_run(folder: Path, facts: RunFacts, finetuned: State, ensemble: State) 
     files.write_json(folder / CLASSES, msgspec.to_builtins(classes))
     files.write_lines(folder / SHOTS, facts.shots)
     files.write_lines(folder / METRICS, facts.steps)
+    if facts.ancestors:
+        files.write_lines(folder / ANCESTORS, facts.ancestors)
     for name, state, alpha in ((FINETUNED, finetuned, 1.0), (MODEL, ensemble, record.alpha)):
         files.write_tensors(folder / name, state, describe(record, facts.base, facts.scale, alpha))
 

@@ -18,7 +18,20 @@ from clipfit.model.named import Additions
 from clipfit.model.sources import LOCAL_DIR, Source, folder_of
 from clipfit.prompts import Templates
 from clipfit.runs import files, manifest, place
-from clipfit.runs.record import CLASSES, CONFIG, FINETUNED, METRICS, MODEL, SHOTS, TIMING, ClassRecord, RunRecord, typed
+from clipfit.runs.record import (
+    ANCESTORS,
+    CLASSES,
+    CONFIG,
+    FINETUNED,
+    FOLDS,
+    METRICS,
+    MODEL,
+    SHOTS,
+    TIMING,
+    ClassRecord,
+    RunRecord,
+    typed,
+)
 
 SMALL = (CONFIG, CLASSES, SHOTS, METRICS)
 
@@ -82,6 +95,27 @@ class Run:
     @property
     def alpha(self) -> float:
         return self.record.alpha
+
+    @property
+    def folds(self) -> dict[str, Any]:
+        """Its folds.json; empty where it has none. Raises ModelError for a damaged one."""
+        found = files.read_json(self._vouched(FOLDS)) if (self.path / FOLDS).is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def val(self) -> list[dict[str, Any]]:
+        """Images that α was chosen by or a forecast made of, as lines of shots.jsonl. Raises as `folds`."""
+        return list(self.folds.get("val", []))
+
+    @property
+    def ancestors(self) -> list[dict[str, Any]]:
+        """As such lines, what the runs that it goes on from were made with. Raises ModelError for a damaged file."""
+        return files.read_lines(self._vouched(ANCESTORS)) if ANCESTORS in self.digests else []
+
+    def _vouched(self, name: str) -> Path:
+        if name in self.digests:
+            manifest.verify(self.path, [name])
+        return self.path / name
 
     def digest(self, name: str) -> str:
         """The SHA-256 (hexadecimal) of a file of the run, as recorded; of the file as it is in format 1."""

@@ -31,6 +31,10 @@ class Start(Protocol):
         """The run, where it is one."""
 
     @property
+    def made_with(self) -> list[dict[str, Any]]:
+        """The images that the run, and those it goes on from, were made with, as lines of shots.jsonl."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What one should know of it."""
 
@@ -70,6 +74,10 @@ class _Pretrained:
     notes: tuple[str, ...] = ()
 
     @property
+    def made_with(self) -> list[dict[str, Any]]:
+        return []
+
+    @property
     def adapt_defaults(self) -> Mapping[str, Any]:
         return self.origin.adapt_defaults
 
@@ -85,6 +93,10 @@ class _AdaptedOn:
     @property
     def parent(self) -> Parent | None:
         return Parent(self.run.digest(MODEL), self.run.alpha)
+
+    @property
+    def made_with(self) -> list[dict[str, Any]]:
+        return [*map(dict, self.run.shots), *self.run.val, *self.run.ancestors]
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from clipfit.errors import ClipfitError, DataError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.folding import Subject
 from clipfit.measure import scoring
-from clipfit.measure.calibration import FOLDS
 from clipfit.measure.folds import FEWEST_CLASSES
 from clipfit.measure.forecast import Forecast, forecast_of
 from clipfit.measure.metrics import accuracy, wilson_interval
@@ -31,7 +30,7 @@ from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.runs import files, manifest, place, start
-from clipfit.runs.record import CONFIG, METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
+from clipfit.runs.record import CONFIG, FOLDS, METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
 from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
 from clipfit.version import __version__
@@ -81,6 +80,7 @@ class Job:
     clip: Clip
     shots: Shots
     record: RunRecord
+    ancestors: Sequence[Mapping[str, Any]]  # what the run that it goes on from was made with
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _ready(
     adaptation.require_distinct(clip, shots.base)
     record = replace(_record(config, adaptation, clip, shots), parent=origin.parent)
     val = shots.unseen(chosen.val, clip.geometry, config.skip_bad_images) if _looks(config) else None
-    return Job(target, inputs, val, adaptation, clip, shots, record)
+    return Job(target, inputs, val, adaptation, clip, shots, record, origin.made_with)
 
 
 def _record(config: AdaptConfig, adaptation: Adaptation, clip: Clip, shots: Shots) -> RunRecord:
@@ -302,7 +302,7 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     record = replace(job.record, alpha=found.alpha) if found else job.record
     progress.say(f"writing {job.target}")
     steps = [report.as_json() for report in reports]
-    facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item())
+    facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item(), job.ancestors)
     ensemble = interpolate(pretrained, finetuned, record.alpha)
 
     def write() -> None:
