@@ -463,6 +463,16 @@ def test_a_dry_run_reads_all_and_does_nothing(cli: Cli, plans, halves, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.toml"]
 
 
+def test_what_a_plan_cannot_do_is_known_before_its_first_cell(cli: Cli, plans, halves, flat, tmp_path):
+    text = 'protocol = "bng"\n' + text_of(("farm", halves))
+    late = text.replace("[sets.farm]", "[methods.atha]\nhead_block = 99\n[sets.farm]")
+    for asked in (("--dry-run",), ()):
+        cli("benchmark", plans.file(late), *asked).fails(2, "set farm, row atha: head_block must lie between 0 and")
+        lacking = text + f"[sets.pets]\ndata = {json.dumps(str(flat))}\n"
+        cli("benchmark", plans.file(lacking), *asked).fails(3, "has no test images of its base classes")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 # ---- what is refused
 
 

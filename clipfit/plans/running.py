@@ -63,6 +63,7 @@ class Bench:
         self._pools: dict[str, list[Sample]] = {}
         self._decoded = Decoded(config.cache_bytes)
         self._identities: dict[tuple[str, str, int | None, str | None], str] = {}
+        self._possible: set[tuple[str, str]] = set()  # rows of sets that this model can be adapted by
 
     # ---- what a cell is
 
@@ -122,6 +123,9 @@ class Bench:
             counts = [cell.shots] if cell.shots else counts_of(found.images.train, found.classes)
             try:
                 resolved = contender.resolved(source.adapt_defaults, found.row.settings, found.templates, counts, 0)
+                if (cell.set, cell.method) not in self._possible:
+                    resolved.require_blocks(self.clip.with_additions(resolved.additions))
+                    self._possible.add((cell.set, cell.method))
             except UsageError as error:
                 raise UsageError(f"set {cell.set}, row {cell.method}: {error}") from None
             settings = {**asdict(resolved), "method": resolved.method.name}

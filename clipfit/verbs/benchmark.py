@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,10 @@ def benchmark(config: BenchmarkConfig, progress: Progress | None = None) -> Benc
     bench = Bench(plan, contenders, sets, targets, clip, config, progress)
     zero_shot = frozenset(name for name, found in contenders.items() if found.values is None)
     cells = {cell: cell.file(output, bench.identity(cell)) for cell in cells_of(plan, zero_shot)}
+    _try_all(bench, [cell for cell, file in cells.items() if not file.exists()])
     with ranks.among(Ranks()):  # a cell is one process's
         done = 0 if config.dry_run else _carry_out(bench, cells, output, progress)
     done = int(here.complete(torch.tensor([done])))  # by now all have ended
-    if config.dry_run:
-        _try_all(bench, cells)
     return _told(config, plan, output, cells, done)
 
 
@@ -103,8 +103,8 @@ def _carry_out(bench: Bench, cells: dict[Cell, Path], output: Path, progress: Pr
     return done
 
 
-def _try_all(bench: Bench, cells: dict[Cell, Path]) -> None:
-    """Whatever the plan names is there: the images of every cell are found, none is decoded."""
+def _try_all(bench: Bench, cells: Iterable[Cell]) -> None:
+    """Before the first of them is done, whatever the plan names is there: the images of every cell are found."""
     for cell in cells:
         bench.work(cell)
 
