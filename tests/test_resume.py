@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -260,6 +261,34 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(flat, models, tmp_p
     assert digests(tmp_path / "run") == old
     adapt(config(*given, seed=9, resume=True))
     assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 9
+    assert hidden(tmp_path) == set()
+
+
+def test_one_command_can_be_given_again_until_it_is_done(flat, models, tmp_path):
+    """--overwrite beside --resume: what is this command's is gone on with, or finished; all else is replaced."""
+    undisturbed = digests(adapt(config(flat, models["vit"], tmp_path / "undisturbed")).run)
+    run = adapt(config(flat, models["vit"], tmp_path / "run", recipe={"epochs": 1})).run
+    older = digests(run)
+    both = config(flat, models["vit"], run, save_every=1, overwrite=True, resume=True)
+
+    def taken(stop_after: int | None = None) -> list[int]:
+        steps = Steps(stop_after)
+        with pytest.raises(KeyboardInterrupt) if stop_after else contextlib.nullcontext():
+            adapt(both, steps)
+        return steps.taken
+
+    assert taken(stop_after=2) == [1, 2]
+    assert digests(run) == older
+    assert taken() == [3, 4, 5, 6]
+    assert digests(run) == undisturbed
+    assert taken() == []
+    assert digests(run) == undisturbed
+
+    with pytest.raises(KeyboardInterrupt):  # a state of another command lies there, and what it was to replace is torn
+        adapt(config(flat, models["vit"], run, save_every=1, overwrite=True, recipe={"epochs": 3}), Steps(3))
+    (run / "shots.jsonl").write_text("")
+    assert taken() == [1, 2, 3, 4, 5, 6]
+    assert digests(run) == undisturbed
     assert hidden(tmp_path) == set()
 
 

@@ -43,7 +43,7 @@ class AdaptConfig(Checked):
         "Say what accuracy to expect on images and classes not seen, from folds, as auto alpha does: 3 times the time.",
     )
     output: Path | None = option(None, "Where the run goes.", default_is="runs/<folder>-<method>")
-    overwrite: bool = option(False, "Replace a run that exists.")
+    overwrite: bool = option(False, "Replace a run that exists; with --resume, another one.")
     save_every: int | None = option(
         None, "Optimiser steps between saved states, from which --resume goes on.", low=1, default_is="nothing is saved"
     )
@@ -70,8 +70,6 @@ class AdaptConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.resume and self.overwrite:
-            raise UsageError("--resume goes on with a run and --overwrite replaces it: give one of them.")
         if self.goal and self.alpha is not None:
             raise UsageError(f"--goal {self.goal} belongs to --alpha auto: leave it out, or let α be chosen.")
         if self.tuning == "full" and any(value is not None for value in self.lora.values()):

@@ -72,7 +72,7 @@ class Saving:
         except KeyboardInterrupt as stop:
             why = f" ({stop.why})" if isinstance(stop, ranks.Lost) else ""
             if ranks.here().leads and trained.in_shares:
-                if self._has_own:
+                if self.has_own:
                     stop.args = (f"{self.path} is kept; the same command with --resume goes on from it{why}",)
             elif reports and ranks.here().leads:
                 with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
@@ -88,11 +88,11 @@ class Saving:
 
     def clear(self) -> None:
         """Remove the state, for its run is complete; one of another training is left alone."""
-        if ranks.here().leads and self._has_own:
+        if ranks.here().leads and self.has_own:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def _has_own(self) -> bool:
+    def has_own(self) -> bool:
         """Whether a state of this very training is there."""
         with contextlib.suppress(ModelError):
             return not differences(files.read_metadata(self.path).get("identity", {}), self.identity)

@@ -19,7 +19,7 @@ from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
 from clipfit.data.loaded import ShotFiles, Shots, Unseen
 from clipfit.ensemble import State, interpolate
-from clipfit.errors import ClipfitError, DataError, NonFiniteError, UsageError
+from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.folding import Subject
 from clipfit.measure import scoring
@@ -123,8 +123,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
             progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
+        if config.overwrite and not saving.has_own:
+            saving = replace(saving, resume=False)
         _require_one_job(job, saving)
-        done = _finished(job, saving) if config.resume else None
+        done = _finished(job, saving, config.overwrite) if config.resume else None
         if done:
             progress.say(f"{target} is finished already: nothing is left to do")
             job.clip.load_state(open_run(target).state(done.alpha))
@@ -261,20 +263,26 @@ class Done:
     forecast: Forecast | None
 
 
-def _finished(job: Job, saving: Saving) -> Done | None:
+def _finished(job: Job, saving: Saving, overwrite: bool) -> Done | None:
     """This very run where it is complete, and None where it has still to be made.
 
     Raises:
-        UsageError: another run is there, and no saved state of one that was to replace it.
-        ModelError: a damaged run is there, and no such state.
+        UsageError: another run is there, and no saved state of one that was to replace it, nor leave to.
+        ModelError: a damaged run is there, and no such state or leave.
     """
+    replaced = saving.found or overwrite
     nothing_there = not (job.target / CONFIG).exists()
-    if nothing_there or (saving.found and not manifest.is_sealed(job.target)):
+    if nothing_there or (replaced and not manifest.is_sealed(job.target)):
         return None
-    run = open_run(job.target)
+    try:
+        run = open_run(job.target)
+    except ModelError:
+        if overwrite:
+            return None
+        raise
     found = {"config": _asked(run.record), "shots": list(run.shots), "classes": list(run.base)}
     if differences(found, job.identity):
-        if not saving.found:
+        if not replaced:
             require_same(found, job.identity, f"the run {job.target}")
         return None
     saving.clear()
