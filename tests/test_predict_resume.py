@@ -236,7 +236,8 @@ def test_nothing_that_is_needed_is_replaced(folder, split_run, tmp_path):
 
 
 def test_a_row_of_csv_is_a_row_whatever_a_file_is_called(folder, split_run):
-    Path("in/0.png").rename('in/0\r,\n".png')
+    Path("in/0.png").rename("in/0\r.png")
+    Path("in/1.png").rename('in/1\r,\n".png')
     predict(PredictConfig((split_run, Path("in")), output=Path("o.csv")))
     with Path("o.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
