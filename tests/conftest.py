@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,11 @@ def consumers_run_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     monkeypatch.setattr(consumer, "start", run_here)
     return in_their_own
+
+
+def of_python(code: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a program in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def script_at(path: Path) -> ModuleType:

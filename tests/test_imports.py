@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import of_python
 
 import clipfit
 
@@ -148,14 +147,14 @@ def test_nothing_is_ever_unpickled():
     "arguments", [["--help"], ["adapt", "--help"], ["--version"], ["evaluate", "--help"], ["predict", "--help"]]
 )
 def test_help_does_not_import_torch(arguments):
-    code = (
+    done = of_python(
         "import sys\nfrom clipfit.cli import main\n"
         f"sys.argv = ['clipfit', *{arguments!r}]\n"
         "try:\n    main()\nfinally:\n"
         "    heavy = {'torch', 'torchvision', 'open_clip', 'numpy', 'PIL', 'rich.progress'} & set(sys.modules)\n"
         "    print('heavy:', sorted(heavy), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stderr
     assert "clipfit" in done.stdout
     if arguments == ["adapt", "--help"]:
@@ -166,7 +165,7 @@ def test_help_does_not_import_torch(arguments):
 
 def test_no_garbage_is_looked_for_while_the_library_is_imported():
     """Nor among what was imported later; where torch is there already, its owner's garbage is left alone."""
-    code = (
+    done = of_python(
         "import gc\n"
         "from clipfit.cli.common import imports\n"
         "passes = []\n"
@@ -180,7 +179,7 @@ def test_no_garbage_is_looked_for_while_the_library_is_imported():
         "    assert gc.isenabled()\n"
         "print(gc.get_freeze_count())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "0 True True\n0\n"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 
 import pytest
+from conftest import of_python
 
 from clipfit import interrupts
 
@@ -58,39 +58,33 @@ def test_a_signal_between_the_handlers_leaves_none_of_them_waiting(monkeypatch, 
                 signal.raise_signal(which)
 
 
-def test_a_signal_that_imported_code_swallows_is_heard():
-    code = (
-        "import os, signal, sys\n"
-        "from clipfit import interrupts\n"
-        "from clipfit.cli.common import imports\n"
-        "with interrupts.raising(), imports():\n"
-        "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    except BaseException:\n"
-        "        print('swallowed')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "swallowed\n"
-    assert "interrupts.Stopped" in done.stderr
-
-
-def test_a_signal_that_imported_code_makes_another_error_of_is_heard():
-    code = (
+def importing(number: str, answer: str) -> subprocess.CompletedProcess[str]:
+    """A module that is sent a signal while it is imported, and what it makes of that."""
+    return of_python(
         "import os, signal\n"
         "from clipfit import interrupts\n"
         "from clipfit.cli.common import imports\n"
         "with interrupts.raising(), imports():\n"
         "    try:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        os.kill(os.getpid(), signal.{number})\n"
         "    except BaseException:\n"
-        "        raise ImportError('a module that was torn') from None\n"
+        f"        {answer}\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_signal_that_imported_code_swallows_is_heard():
+    done = importing("SIGTERM", "print('swallowed')")
+    assert done.stdout == "swallowed\n"
+    assert "interrupts.Stopped" in done.stderr
+
+
+def test_a_signal_that_imported_code_makes_another_error_of_is_heard():
+    done = importing("SIGINT", "raise ImportError('a module that was torn') from None")
     assert done.stderr.rstrip().splitlines()[-1] == "clipfit.interrupts.Stopped"
 
 
 def test_ctrl_c_while_the_command_line_is_imported_is_a_sentence():
-    code = (
+    done = of_python(
         "import signal, sys\n"
         "class Pressing:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
@@ -100,5 +94,4 @@ def test_ctrl_c_while_the_command_line_is_imported_is_a_sentence():
         "from clipfit.__main__ import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing was written\n")

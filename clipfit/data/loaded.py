@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from clipfit.config import AdaptConfig
 from clipfit.data import layout
 from clipfit.data.augment import Enough
 from clipfit.data.copies import Fingerprint, Known, fingerprint, first_of_each, identify
-from clipfit.data.images import Geometry, ImageStore, Memory, decode, grey_bits
+from clipfit.data.images import Geometry, ImageStore, Memory, Views, decode, grey_bits
 from clipfit.data.layout import Sample
 from clipfit.data.shot_images import ShotImages
 from clipfit.data.shots import Selection, select
@@ -114,18 +115,23 @@ class Shots:
             DataError: one cannot be read, unless such are skipped.
         """
         known, prints = Known.of(self.lines()), dict[Path, Fingerprint]()
-        identities = identify(samples, known, self.grey_bits)
+        views = Views(geometry, self.grey_bits, self.images.memory)
+
+        def keep(sample: Sample, picture: Image.Image) -> None:
+            prints[sample.path] = fingerprint(sample, pil_to_tensor(picture))
+            views.keep(sample, picture)
+
+        def view(sample: Sample) -> torch.Tensor:
+            if sample.path not in prints:
+                keep(sample, decode(sample.path, self.grey_bits))
+            return views.read(sample)
+
+        identities = identify(samples, known, self.grey_bits, keep)
         others = [i for i, identity in enumerate(identities) if identity not in known]
         distinct = first_of_each([(identities[i].content, samples[i].label) for i in others])
         fresh = [samples[others[k]] for k in distinct]
-
-        def view(sample: Sample) -> torch.Tensor:
-            picture = decode(sample.path, self.grey_bits)
-            if sample.path not in prints:
-                prints[sample.path] = fingerprint(sample, pil_to_tensor(picture))
-            return geometry(picture)
-
         store = ImageStore(fresh, self.images.memory, view, skip_bad)
+        views.forget()  # those of copies
         return Unseen(store, tuple(prints[sample.path] for sample in store.samples)) if len(store) else None
 
     def lines(self) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -58,18 +57,13 @@ def best_temperature(tables: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> flo
     return math.exp(float(found.x))
 
 
-def folds_of_run(run: Run) -> dict[str, Any]:
-    """The run's folds.json; empty where it has none. Raises ModelError for a damaged one."""
-    return run.folds
-
-
 def temperature_of(run: Run) -> Temperature | None:
     """`temperature` in the run's folds.json, a Temperature's fields as JSON; None where it has none.
 
     Raises:
         ModelError: the file is damaged.
     """
-    document = folds_of_run(run).get("temperature")
+    document = run.folds.get("temperature")
     if document is None:
         return None
     temperature = typed(document, Temperature, run.path / FOLDS)

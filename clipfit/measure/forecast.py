@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipfit.measure.calibration import folds_of_run
 from clipfit.measure.choice import Curve
 from clipfit.measure.metrics import wilson_interval
 from clipfit.runs.record import FOLDS, typed
@@ -48,5 +47,5 @@ def expected(curve: Curve, alpha: float, classes: int) -> Expected:
 
 def forecast_of(run: Run) -> Forecast | None:
     """What the run's folds.json foretells; None where it has none. Raises ModelError for a damaged one."""
-    document = folds_of_run(run).get("forecast")
+    document = run.folds.get("forecast")
     return None if document is None else typed(document, Forecast, run.path / FOLDS)

@@ -66,13 +66,18 @@ def multiplies_bf16(device: torch.device) -> bool:
     processor's, for oneDNN may be off or told to keep to less. Of other processors nothing was measured: no.
     """
     if device.type == "cuda":
-        numbered = torch.cuda.device(device) if device.index is not None else contextlib.nullcontext()
-        with numbered:  # the probe is of the current one
+        with current(device):  # which the probe is of
             return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     fast = _probed(torch.cpu, "_is_avx512_bf16_supported") or _probed(torch.cpu, "_is_amx_tile_supported")
     return fast and _probed(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and not _kept_to_less()
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within: a GPU with a number is the current one."""
+    numbered = device.type == "cuda" and device.index is not None
+    return torch.cuda.device(device) if numbered else contextlib.nullcontext()
 
 
 def _probed(owner: Any, name: str) -> bool:

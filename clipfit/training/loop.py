@@ -15,6 +15,7 @@ from clipfit.data.images import Images
 from clipfit.events import StepReport
 from clipfit.methods import Group, Objective
 from clipfit.methods.batch import Batch
+from clipfit.model import devices
 from clipfit.model.clip import Clip
 from clipfit.streams import Rows
 from clipfit.training.input import Early, Schedule
@@ -87,14 +88,12 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """
     strict = device.type == "cuda"
     attention = sdpa_kernel(list(KERNELS)) if strict else contextlib.nullcontext()  # puts back what is changed within
-    numbered = strict and device.index is not None  # steps are recorded on the current GPU
-    here = torch.cuda.device(device) if numbered else contextlib.nullcontext()
     filling: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=not strict)
     filling.fill_uninitialized_memory = False  # costs time, not bits
     try:
-        with attention, here:
+        with attention, devices.current(device):  # on which alone steps are recorded
             yield
     finally:
         torch.set_deterministic_debug_mode(before[0])

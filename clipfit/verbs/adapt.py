@@ -123,7 +123,7 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
         for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
             progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
-        if config.overwrite and not saving.has_own:
+        if config.resume and config.overwrite and not saving.has_own:
             saving = replace(saving, resume=False)
         _require_one_job(job, saving)
         done = _finished(job, saving, config.overwrite) if config.resume else None

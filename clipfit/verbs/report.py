@@ -19,7 +19,7 @@ from clipfit.data import layout
 from clipfit.errors import ClipfitError, DataError, OutputError, UsageError
 from clipfit.events import Progress, Silent
 from clipfit.measure import curves, evaluations, guard, mistakes
-from clipfit.measure.calibration import folds_of_run, temperature_of
+from clipfit.measure.calibration import temperature_of
 from clipfit.measure.curves import LossCurve
 from clipfit.measure.evaluations import HELD_OUT, ON_SHOTS, OTHER_TEMPLATES, StoredEvaluation
 from clipfit.measure.figures import AlphaResult, figures, parts_of
@@ -194,7 +194,7 @@ def _account(run: Run, config: ReportConfig, progress: Progress) -> Account:
     return Account(
         run,
         forecast_of(run),
-        folds_of_run(run),
+        run.folds,
         curves.losses(files.read_lines(run.path / METRICS)),
         measured,
         again.command_of(run),
