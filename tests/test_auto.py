@@ -14,6 +14,7 @@ from PIL import Image
 
 import clipfit
 from clipfit import AdaptConfig, adapt
+from clipfit.data import copies, images, loaded
 from clipfit.ensemble import interpolate
 from clipfit.errors import UsageError
 from clipfit.events import Silent
@@ -166,6 +167,23 @@ def test_images_that_alpha_was_chosen_on_are_no_evidence(cli, shots, models, tmp
     assert measured["notes"].count(words) == 1
     given = adapt(AdaptConfig(mine, model=models["vit"], output=tmp_path / "given", alpha=0.5)).run
     assert cli("evaluate", given, "--data", mine / "val", "--json").document["alphas"][0]["base"]["n"] == 5
+
+
+def test_a_val_image_is_decoded_once(shots, models, tmp_path, monkeypatch):
+    """To tell it from shots, for its record, and to be seen by the model at every ratio."""
+    mine = shutil.copytree(shots, tmp_path / "pets")
+    make_classes(mine / "val", {"bee": 2, "cow": 1}, seed=2)
+    picture(7, (50, 40)).save(mine / "val/cow/large.png")  # nothing else has its size
+    usual, paths = images.decode, []
+
+    def counted(path, *given, **more):
+        paths.append(path)
+        return usual(path, *given, **more)
+
+    for module in (images, copies, loaded):
+        monkeypatch.setattr(module, "decode", counted)
+    adapt(AdaptConfig(mine, model=models["vit"], output=tmp_path / "run", alpha="auto"))
+    assert sorted(path for path in paths if "val" in path.parts) == sorted((mine / "val").rglob("*.png"))
 
 
 def test_a_val_image_that_cannot_be_read_is_refused_before_anything_is_trained(shots, models, tmp_path):
