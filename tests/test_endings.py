@@ -228,6 +228,37 @@ def test_what_the_library_says_is_kept_goes_before_the_commands_words():
     assert (ended.returncode, ended.stderr) == (130, "interrupted: the state after step 4 is kept\n")
 
 
+TWICE = """
+try:
+    with keeping("three rows are kept"):
+        os.kill(os.getpid(), signal.SIGINT)
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+WHILE_IT_IS_SAID = """
+from clipfit.cli import common
+
+def disturbed(*given, say=common._say, os=os, signal=signal):
+    os.kill(os.getpid(), signal.SIGTERM)
+    say(*given)
+
+common._say = disturbed
+with keeping("three rows are kept"):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "label"),
+    [(TWICE, 143, "terminated"), (WHILE_IT_IS_SAID, 130, "interrupted")],
+    ids=["on its way", "while it is said"],
+)
+def test_a_second_signal_takes_nothing_from_the_sentence_of_the_first(body, code, label):
+    ended = run("toy", "--json", body=body)
+    assert (ended.returncode, ended.stderr) == (code, f"{label}: three rows are kept\n")
+    assert json.loads(ended.stdout)["error"]["message"] == f"{label}: three rows are kept"
+
+
 def test_an_ignored_hang_up_stays_ignored():
     before = signal.getsignal(signal.SIGHUP)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to its child

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from test_objectives import NAMES
 from test_step import LABELS, Hungry, a_batch, forget, gradient_of, in_double, plainly
 
 import clipfit
-from clipfit import AdaptConfig, adapt, ranks
+from clipfit import AdaptConfig, adapt, interrupts, ranks
 from clipfit.errors import ClipfitError, DataError, UsageError
 from clipfit.methods import METHODS, Group
 from clipfit.methods.batch import Batch
@@ -634,6 +635,23 @@ def test_who_keeps_no_state_does_not_say_that_one_is_kept(tmp_path):
     ):  # fmt: skip
         raise ranks.Lost("gone")
     assert not saving.folder.exists()
+
+
+def test_a_second_signal_does_not_make_it_forget_what_is_kept(tmp_path, monkeypatch):
+    """torchrun sends SIGTERM to who is left once one of them has ended."""
+
+    def read(_self: Saving) -> bool:
+        signal.raise_signal(signal.SIGTERM)
+        return True
+
+    monkeypatch.setattr(Saving, "has_own", property(read))
+    saving, in_shares = Saving(tmp_path, None, {}), SimpleNamespace(in_shares=True)
+    with (
+        interrupts.raising(), pytest.raises(interrupts.Stopped, match="is kept") as stopped,
+        saving.kept(in_shares, []),  # type: ignore[arg-type]
+    ):  # fmt: skip
+        signal.raise_signal(signal.SIGINT)
+    assert stopped.value.signum == signal.SIGINT
 
 
 def test_weights_that_are_no_numbers_are_not_called_different():

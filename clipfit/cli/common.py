@@ -59,10 +59,12 @@ class Commands(typer.core.TyperGroup):
         def carry_out() -> None:
             if as_json and sys.stdout is None:
                 raise OutputError("standard output is closed, but --json writes to it: leave it open.")
-            with interrupts.raising(), self.make_context(prog_name or "clipfit", arguments, **extra) as context:
+            with self.make_context(prog_name or "clipfit", arguments, **extra) as context:
                 self.invoke(context)
 
-        sys.exit(ended(carry_out, as_json))
+        with interrupts.raising():
+            code = ended(carry_out, as_json)
+        sys.exit(code)
 
 
 def ended(work: Callable[[], None], as_json: bool) -> int:
@@ -73,24 +75,28 @@ def ended(work: Callable[[], None], as_json: bool) -> int:
         return 0
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error)
-        if ending.code == 0 and ranks.started().leads:
-            ranks.end_silently()
-        elif isinstance(error, ranks.Lost) and ranks.ended_silently():
-            ending = Ending(0)
-        speaks = bool(ending.message) and ranks.speaks(error)
-    if speaks:
-        if own := ranks.started().rank:
-            ending = replace(ending, message=f"process {own}: {ending.message}")
-        with contextlib.suppress(OSError):  # a terminal that hung up
-            typer.echo(f"{ending.label}: {printable(ending.message)}", err=True)
-        if as_json and sys.stdout is not None:
-            with contextlib.suppress(OutputError):
-                found = ending.found.as_json() if ending.found is not None else {}
-                _print({**found, "error": {"code": ending.code, "message": ending.document_text}})
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            flush(stream)
-    return ending.code
+        with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
+            if ending.code == 0 and ranks.started().leads:
+                ranks.end_silently()
+            elif isinstance(error, ranks.Lost) and ranks.ended_silently():
+                ending = Ending(0)
+            if ending.message and ranks.speaks(error):
+                _say(ending, as_json)
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    flush(stream)
+        return ending.code
+
+
+def _say(ending: Ending, as_json: bool) -> None:
+    if own := ranks.started().rank:
+        ending = replace(ending, message=f"process {own}: {ending.message}")
+    with contextlib.suppress(OSError):  # a terminal that hung up
+        typer.echo(f"{ending.label}: {printable(ending.message)}", err=True)
+    if as_json and sys.stdout is not None:
+        with contextlib.suppress(OutputError):
+            found = ending.found.as_json() if ending.found is not None else {}
+            _print({**found, "error": {"code": ending.code, "message": ending.document_text}})
 
 
 def ending_of(error: BaseException) -> Ending:
@@ -100,7 +106,7 @@ def ending_of(error: BaseException) -> Ending:
     if isinstance(error, KeyboardInterrupt):
         code = error.exit_code if isinstance(error, interrupts.Stopped) else 130
         label = STOPPED.get(signal.Signals(code - 128), "interrupted")
-        return Ending(code, str(error) or "nothing was written", label)
+        return Ending(code, _what_is_kept(error) or "nothing was written", label)
     if isinstance(error, ClipfitError):
         return Ending(error.exit_code, str(error), found=error.found)
     if hasattr(error, "format_message"):  # the command line's own: an unknown option, a missing argument
@@ -123,6 +129,12 @@ def ending_of(error: BaseException) -> Ending:
         f"a fault of clipfit's own ({type(error).__name__}: {error}); "
         "please report it with the output of the same command under CLIPFIT_DEBUG=1.",
     )
+
+
+def _what_is_kept(stop: BaseException) -> str:
+    """Its own words, or those of the one that it came in the middle of: torchrun sends SIGTERM after Ctrl-C."""
+    before = stop.__context__
+    return str(stop) or (_what_is_kept(before) if isinstance(before, KeyboardInterrupt) else "")
 
 
 @contextlib.contextmanager

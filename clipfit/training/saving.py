@@ -70,17 +70,19 @@ class Saving:
         try:
             yield
         except KeyboardInterrupt as stop:
-            why = f" ({stop.why})" if isinstance(stop, ranks.Lost) else ""
-            if ranks.here().leads and trained.in_shares:
-                if self.has_own:
-                    stop.args = (f"{self.path} is kept; the same command with --resume goes on from it{why}",)
-            elif reports and ranks.here().leads:
-                with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
-                    self.save(trained, reports)
-                stop.args = (
-                    f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on{why}",
-                )
+            with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
+                if ranks.here().leads:
+                    self._keep(stop, trained, reports)
             raise
+
+    def _keep(self, stop: KeyboardInterrupt, trained: Trained, reports: Sequence[StepReport]) -> None:
+        why = f" ({stop.why})" if isinstance(stop, ranks.Lost) else ""
+        if trained.in_shares:
+            if self.has_own:
+                stop.args = (f"{self.path} is kept; the same command with --resume goes on from it{why}",)
+        elif reports:
+            self.save(trained, reports)
+            stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on{why}",)
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to save after step `step` (from 1); the last one always, so that a kill in writing costs nothing."""
