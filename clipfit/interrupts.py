@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -24,11 +24,19 @@ class Stopped(KeyboardInterrupt):
 
 
 _heard: list[int] = []  # since `raising` began
+_over = False
 
 
 def _stop(signum: int, _frame: FrameType | None) -> None:
-    _heard.append(signum)
-    raise Stopped(signum)
+    if not _over:
+        _heard.append(signum)
+        raise Stopped(signum)
+
+
+def over() -> None:
+    """How it all ended has been said: until `raising` is left, no signal changes that."""
+    global _over
+    _over = True
 
 
 def require_none() -> None:
@@ -38,11 +46,15 @@ def require_none() -> None:
 
 
 @contextlib.contextmanager
-def raising() -> Iterator[None]:
+def raising(last: bool = False) -> Iterator[None]:
     """Within: each of the signals raises Stopped, unless the process was started to ignore it (nohup).
 
     Outside the main thread, where Python delivers no signals, it does nothing.
+
+    Args:
+        last: nothing but the end of the process comes after it, which Ctrl-C does not disturb.
     """
+    global _over
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,15 +67,36 @@ def raising() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last and number == signal.SIGINT else handler)
+        _over = False
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[None]:
+def keeping(what: Callable[[], str]) -> Iterator[None]:
+    """Who is stopped within leaves something: `what` says so then, unless it was said already; "" for nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(KeyboardInterrupt), waiting():  # a second signal: it ends already
+            stop.args = (words,) if (words := said_of(stop) or what()) else ()
+        raise
+
+
+def said_of(stop: BaseException) -> str:
+    """What is kept, in its own words or those of the one in whose middle it came: torchrun sends one after Ctrl-C."""
+    before = stop.__context__
+    return str(stop) or (said_of(before) if isinstance(before, KeyboardInterrupt) else "")
+
+
+@contextlib.contextmanager
+def waiting(most: int | None = None) -> Iterator[None]:
     """Within: the signals wait until the block has ended, so that what it changes is changed whole or not at all.
 
     They are delivered then even where the block raised. May be nested: the outermost block is waited for. Outside the
     main thread, where Python delivers no signals, it does nothing.
+
+    Args:
+        most: how many of them wait, where the block can be ended: the next one does so. None: all.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -74,7 +107,7 @@ def waiting() -> Iterator[None]:
     found = {number: handler for number, handler in handlers.items() if callable(handler)}
 
     def wait(number: int, frame: FrameType | None) -> None:
-        if ended:  # a signal between the end and the last line that puts handlers back
+        if ended or len(arrived) == most:  # ended: a signal between the end and the last line that puts handlers back
             found[number](number, frame)
         else:
             arrived.append(number)

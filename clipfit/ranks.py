@@ -45,7 +45,6 @@ class Lost(Stopped):
     def __init__(self, reason: str):
         super().__init__(signal.SIGTERM)
         self.why = f"another process ended before its time ({reason})"
-        self.args = (f"{self.why}; nothing was written",)
 
 
 @dataclass(frozen=True)
@@ -311,21 +310,29 @@ def _nothing_on_stdout() -> Iterator[None]:
         os.close(nowhere)
 
 
-def speaks(error: BaseException) -> bool:
-    """Whether this process is the one that says why they end: there is one message, however many fail.
+def may_speak(error: BaseException) -> bool:
+    """Whether this process, which ends for that, is to say why, if no other has: there is one message, whoever fails.
 
     What stops all of them is for the first to say. Of errors the first has the word too; another process has it where
-    the first has nothing to say for a while, and then keeps it. Whoever is still there after that while, without a
-    store, was not ended by a first that failed.
+    the first has nothing to say for a while, unless it is told to end meanwhile. Whoever is still there after that
+    while, without a store, was not ended by a first that failed.
     """
     own = started()
-    if own.count == 1:
+    if own.leads or isinstance(error, Lost):  # who lost another has waited
         return True
-    if not own.leads and isinstance(error, KeyboardInterrupt) and not isinstance(error, Lost):
+    if isinstance(error, KeyboardInterrupt):
         return False
-    if not (own.leads or isinstance(error, Lost)):  # who lost another has waited
+    try:
         _wait_for_the_first()
-    if _store is None:
+        return True
+    except KeyboardInterrupt:
+        return False
+
+
+def speaks() -> bool:
+    """Take the word; whether no other process has had it, and then this one keeps it."""
+    own = started()
+    if own.count == 1 or _store is None:
         return True
     try:
         return bool(_store.add(SPOKEN, 1) == 1)

@@ -19,11 +19,12 @@ from clipfit.plans.cells import Cell, Result
 from clipfit.plans.figures import Tables
 from clipfit.report.console import Console
 from clipfit.report.pace import words
-from clipfit.verbs.adapt import AdaptResult, OnShots
+from clipfit.verbs.adapt import AdaptResult
 from clipfit.verbs.benchmark import Benchmarked
 from clipfit.verbs.check import Checked
 from clipfit.verbs.explain import Explained
 from clipfit.verbs.export import ExportResult
+from clipfit.verbs.on_shots import OnShots
 from clipfit.verbs.predict import Counts, PredictResult
 from clipfit.verbs.report import Reported
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -630,11 +629,11 @@ def test_what_was_in_shares_goes_on_to_the_same_bytes(flat, models, tmp_path, mo
 def test_who_keeps_no_state_does_not_say_that_one_is_kept(tmp_path):
     saving = Saving(tmp_path / "none", None, {})
     with (
-        ranks.among(Ranks(1, 2)), pytest.raises(ranks.Lost, match="nothing was written"),
-        saving.kept(None, ["a report"]),  # type: ignore[arg-type]
+        ranks.among(Ranks(1, 2)), pytest.raises(ranks.Lost) as lost,
+        interrupts.keeping(saving.words), saving.kept(None, ["a report"]),  # type: ignore[arg-type]
     ):  # fmt: skip
         raise ranks.Lost("gone")
-    assert not saving.folder.exists()
+    assert (str(lost.value), saving.folder.exists()) == ("", False)
 
 
 def test_a_second_signal_does_not_make_it_forget_what_is_kept(tmp_path, monkeypatch):
@@ -645,10 +644,10 @@ def test_a_second_signal_does_not_make_it_forget_what_is_kept(tmp_path, monkeypa
         return True
 
     monkeypatch.setattr(Saving, "has_own", property(read))
-    saving, in_shares = Saving(tmp_path, None, {}), SimpleNamespace(in_shares=True)
+    saving = Saving(tmp_path, None, {})
     with (
         interrupts.raising(), pytest.raises(interrupts.Stopped, match="is kept") as stopped,
-        saving.kept(in_shares, []),  # type: ignore[arg-type]
+        interrupts.keeping(saving.words),
     ):  # fmt: skip
         signal.raise_signal(signal.SIGINT)
     assert stopped.value.signum == signal.SIGINT

@@ -62,30 +62,36 @@ class Commands(typer.core.TyperGroup):
             with self.make_context(prog_name or "clipfit", arguments, **extra) as context:
                 self.invoke(context)
 
-        with interrupts.raising():
+        with interrupts.raising(last=args is None):
             code = ended(carry_out, as_json)
         sys.exit(code)
 
 
 def ended(work: Callable[[], None], as_json: bool) -> int:
     """Do it, say how it ended where there is something to say, and return the exit code."""
+    done = False
     try:
         work()
-        flush(sys.stdout)
+        done = True
+        with keeping("all was done, but not all of it shown"):
+            flush(sys.stdout)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error)
-        with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
+        may_speak = bool(ending.message) and ranks.may_speak(error)
+        with contextlib.suppress(KeyboardInterrupt), interrupts.waiting(most=1):  # a second signal: it ends already
             if ending.code == 0 and ranks.started().leads:
                 ranks.end_silently()
             elif isinstance(error, ranks.Lost) and ranks.ended_silently():
-                ending = Ending(0)
-            if ending.message and ranks.speaks(error):
-                _say(ending, as_json)
+                ending, may_speak = Ending(0), False
+            if may_speak and ranks.speaks():
+                _say(ending, as_json and not done)
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError):
                     flush(stream)
         return ending.code
+    finally:
+        interrupts.over()
 
 
 def _say(ending: Ending, as_json: bool) -> None:
@@ -106,7 +112,8 @@ def ending_of(error: BaseException) -> Ending:
     if isinstance(error, KeyboardInterrupt):
         code = error.exit_code if isinstance(error, interrupts.Stopped) else 130
         label = STOPPED.get(signal.Signals(code - 128), "interrupted")
-        return Ending(code, _what_is_kept(error) or "nothing was written", label)
+        why = f" ({error.why})" if isinstance(error, ranks.Lost) else ""
+        return Ending(code, (interrupts.said_of(error) or "nothing was written") + why, label)
     if isinstance(error, ClipfitError):
         return Ending(error.exit_code, str(error), found=error.found)
     if hasattr(error, "format_message"):  # the command line's own: an unknown option, a missing argument
@@ -131,12 +138,6 @@ def ending_of(error: BaseException) -> Ending:
     )
 
 
-def _what_is_kept(stop: BaseException) -> str:
-    """Its own words, or those of the one that it came in the middle of: torchrun sends SIGTERM after Ctrl-C."""
-    before = stop.__context__
-    return str(stop) or (_what_is_kept(before) if isinstance(before, KeyboardInterrupt) else "")
-
-
 @contextlib.contextmanager
 def imports() -> Iterator[None]:
     """Within: the library is imported. Python looks for garbage among torch's half a million objects neither then nor
@@ -156,14 +157,9 @@ def imports() -> Iterator[None]:
         gc.enable()
 
 
-@contextlib.contextmanager
-def keeping(what: str) -> Iterator[None]:
+def keeping(what: str) -> contextlib.AbstractContextManager[None]:
     """For a command that leaves something when it is interrupted: say what is kept, where nobody has said it yet."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stop.args = stop.args or (what,)
-        raise
+    return interrupts.keeping(lambda: what)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

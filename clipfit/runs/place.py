@@ -28,7 +28,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clipfit.errors import ClipfitError, ModelError, OutputError, UsageError
-from clipfit.interrupts import waiting
+from clipfit.interrupts import keeping, waiting
 from clipfit.runs import files, manifest
 from clipfit.runs.files import flush, writing
 
@@ -165,12 +165,17 @@ def building(target: Path, overwrite: bool, say: Say = _silent) -> Iterator[Path
             manifest.seal(part)
             if place.occupied and not overwrite:
                 raise UsageError(f"{target} was written by another process meanwhile; it is kept, and this one is not.")
-            with waiting():
+            with keeping(lambda: whole(target)), waiting():
                 _put(place, part)
                 _finish(place, target, say)
                 shutil.rmtree(place.hidden("resume"), ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def whole(target: Path) -> str:
+    """Of what is there, for who is stopped after it."""
+    return f"{target} is written and whole"
 
 
 def recover(target: Path, say: Say = _silent) -> None:

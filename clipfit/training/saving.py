@@ -64,25 +64,21 @@ class Saving:
     def kept(self, trained: Trained, reports: Sequence[StepReport]) -> Iterator[None]:
         """Where the block is interrupted, keep the state of the last finished step and say so in the exception.
 
-        Not where weights are in shares, for processes are interrupted in different steps: there the last state that
-        all saved together is named.
+        Not where weights are in shares, for processes are interrupted in different steps: see `words`.
         """
         try:
             yield
         except KeyboardInterrupt as stop:
-            with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
-                if ranks.here().leads:
-                    self._keep(stop, trained, reports)
+            if reports and ranks.here().leads and not trained.in_shares:
+                with contextlib.suppress(KeyboardInterrupt), interrupts.waiting():  # a second signal: it ends already
+                    self.save(trained, reports)
+                    step = f"step {len(reports)} is kept in {self.folder}"
+                    stop.args = (f"{step}; the same command with --resume goes on",)
             raise
 
-    def _keep(self, stop: KeyboardInterrupt, trained: Trained, reports: Sequence[StepReport]) -> None:
-        why = f" ({stop.why})" if isinstance(stop, ranks.Lost) else ""
-        if trained.in_shares:
-            if self.has_own:
-                stop.args = (f"{self.path} is kept; the same command with --resume goes on from it{why}",)
-        elif reports:
-            self.save(trained, reports)
-            stop.args = (f"step {len(reports)} is kept in {self.folder}; the same command with --resume goes on{why}",)
+    def words(self) -> str:
+        """Of the state that is there, for who is stopped; "" where there is none."""
+        return f"{self.path} is kept; the same command with --resume goes on from it" if self.has_own else ""
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to save after step `step` (from 1); the last one always, so that a kill in writing costs nothing."""

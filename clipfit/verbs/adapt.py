@@ -14,7 +14,7 @@ import open_clip
 import torch
 import torchvision
 
-from clipfit import methods, outlook, ranks
+from clipfit import interrupts, methods, outlook, ranks
 from clipfit.adaptation import Adaptation
 from clipfit.config import AdaptConfig
 from clipfit.data.loaded import ShotFiles, Shots, Unseen
@@ -22,10 +22,8 @@ from clipfit.ensemble import State, interpolate
 from clipfit.errors import ClipfitError, DataError, ModelError, NonFiniteError, UsageError
 from clipfit.events import Progress, Silent, StepReport
 from clipfit.folding import Subject
-from clipfit.measure import scoring
 from clipfit.measure.folds import FEWEST_CLASSES
 from clipfit.measure.forecast import Forecast, forecast_of
-from clipfit.measure.metrics import accuracy, wilson_interval
 from clipfit.model import devices, loading, sources
 from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
@@ -33,18 +31,11 @@ from clipfit.runs import files, manifest, place, start
 from clipfit.runs.record import CONFIG, FOLDS, METRICS, MODEL, TIMING, RunFacts, RunRecord, Versions, write_run
 from clipfit.runs.run import open_run
 from clipfit.training.saving import Saving, differences, require_same
+from clipfit.verbs import on_shots
+from clipfit.verbs.on_shots import OnShots
 from clipfit.version import __version__
 
 UNKNOWN = -1.0  # a ratio that is still to be chosen
-NEAR_PERFECT = 0.98  # zero-shot accuracy on the shots
-
-
-@dataclass(frozen=True)
-class OnShots:
-    """Accuracies on the shots themselves: no evidence of generalisation."""
-
-    zero_shot_accuracy: float
-    adapted_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -119,8 +110,8 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
     )
     with place.locked(target) if here.leads else contextlib.nullcontext():
         job = _ready(config, origin, chosen, target, inputs, progress)
-        before = accuracy_on_shots(job.clip, job.shots, job.record)
-        for note in notes_on_zero_shot(before, len(job.shots), len(job.shots.base)):
+        before = on_shots.accuracy(job.clip, job.shots, job.record)
+        for note in on_shots.notes(before, job.shots, job.record):
             progress.say(note)
         saving = Saving(place.resume_folder(target), config.save_every, job.identity, config.resume)
         if config.resume and config.overwrite and not saving.has_own:
@@ -131,8 +122,10 @@ def adapt(config: AdaptConfig, progress: Progress | None = None) -> AdaptResult:
             progress.say(f"{target} is finished already: nothing is left to do")
             job.clip.load_state(open_run(target).state(done.alpha))
         else:
-            done = _carry_out(config, job, saving, progress, started)
-        after = accuracy_on_shots(job.clip, job.shots, job.record)
+            with interrupts.keeping(saving.words):
+                done = _carry_out(config, job, saving, progress, started)
+        with interrupts.keeping(lambda: place.whole(target)):
+            after = on_shots.accuracy(job.clip, job.shots, job.record)
     return AdaptResult(
         run=target,
         method=method.name,
@@ -156,29 +149,6 @@ def _require_one_job(job: Job, saving: Saving) -> None:
             "the processes do not find the same shots, classes, options and saved state: give all of them the same "
             "files, which no one changes."
         )
-
-
-def accuracy_on_shots(clip: Clip, shots: Shots, record: RunRecord) -> float:
-    """Share of the shots, seen whole, that the base classes' texts name rightly."""
-    t, z = scoring.texts(clip, shots.base, record.all_templates)
-    u = scoring.image_embeddings(clip, shots.images.views, range(len(shots)), batch_size=64, class_tokens=z)
-    return accuracy(scoring.best_names(u, t, shots.base), [shots.base[label] for label in shots.labels]).value
-
-
-def notes_on_zero_shot(accuracy: float, shots: int, classes: int) -> list[str]:
-    """What one should know before adapting, where zero-shot accuracy on the shots (a share) is near an end."""
-    low, _ = wilson_interval(round(accuracy * shots), shots)
-    if low <= 1 / classes:
-        return [
-            f"zero-shot names {accuracy:.0%} of the shots rightly, near chance (1 of {classes}): check that the class "
-            "names say what is seen, and expect little of α below 1"
-        ]
-    if accuracy >= NEAR_PERFECT:
-        return [
-            f"zero-shot names {accuracy:.0%} of the shots rightly already: there is little to win, so measure on "
-            "held-out images whether adapting is worth it"
-        ]
-    return []
 
 
 def _inputs(config: AdaptConfig) -> dict[str, Path]:
@@ -313,7 +283,10 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
     facts = RunFacts(record, shots.base, shots.names, shots.lines(), steps, clip.scale.item(), job.ancestors)
     ensemble = interpolate(pretrained, finetuned, record.alpha)
 
+    written = False
+
     def write() -> None:
+        nonlocal written
         with place.building(job.target, config.overwrite or config.resume, progress.say) as folder:
             write_run(folder, facts, finetuned, ensemble)
             if found:
@@ -322,10 +295,12 @@ def _carry_out(config: AdaptConfig, job: Job, saving: Saving, progress: Progress
             clip.load_state(ensemble)  # not before: on the CPU `finetuned` is what the model holds
             _prove(folder / MODEL, clip)
             _write_timing(folder, job, time.monotonic() - started, training_seconds, sum(r.images for r in reports))
+        written = True
 
-    ranks.here().told(write)
-    if not ranks.here().leads:  # who writes has it
-        clip.load_state(ensemble)
+    with interrupts.keeping(lambda: place.whole(job.target) if written else ""):
+        ranks.here().told(write)
+        if not ranks.here().leads:  # who writes has it
+            clip.load_state(ensemble)
     return Done(reports, record.alpha, found.forecast if found else None)
 
 

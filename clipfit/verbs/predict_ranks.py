@@ -69,7 +69,8 @@ def _rounds(job: Job, find: Callable[[], Round]) -> Iterator[tuple[list[list[Tol
         raise ModelError(
             "the processes do not find the same model, classes and options: give all of them the same files."
         )
-    with ThreadPoolExecutor(min(cores(), 16), initializer=on_one_core) as pool:
+    pool = ThreadPoolExecutor(min(cores(), 16), initializer=on_one_core)
+    try:
 
         def begun() -> tuple[Round, Iterator[torch.Tensor | str], list[Input]]:
             told: Round = here.told(find)
@@ -83,6 +84,8 @@ def _rounds(job: Job, find: Callable[[], Round]) -> Iterator[tuple[list[list[Tol
             every = here.all_told(json.dumps([found[0], _text_of(found[1])]))
             yield told, [_judged_of(text, job) for text in every[: len(told)]]
             told, views, own = upcoming
+    finally:
+        pool.shutdown(cancel_futures=True)  # who is stopped does not wait for what nobody will read
 
 
 def _told(image: Input) -> Told:
