@@ -259,6 +259,31 @@ def test_a_second_signal_takes_nothing_from_the_sentence_of_the_first(body, code
     assert json.loads(ended.stdout)["error"]["message"] == f"{label}: three rows are kept"
 
 
+WHILE_IT_IS_SHOWN = """
+from clipfit.cli import common
+
+def disturbed(stream, usual=common.flush, said=[], os=os, signal=signal):
+    usual(stream)
+    if said:  # the document is printed before
+        os.kill(os.getpid(), signal.SIGTERM)
+    said.append(stream)
+
+common.flush = disturbed
+print_json({"run": "here"})
+"""
+
+
+def test_a_signal_after_the_document_makes_no_second_one_of_it():
+    ended = run("toy", "--json", body=WHILE_IT_IS_SHOWN)
+    assert (ended.returncode, ended.stdout) == (143, '{"run": "here"}\n')
+    assert ended.stderr == "terminated: all was done, but not all of it shown\n"
+
+
+def test_ctrl_c_while_python_ends_is_no_traceback():
+    ended = run("toy", body="import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT); print('done')")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
 def test_an_ignored_hang_up_stays_ignored():
     before = signal.getsignal(signal.SIGHUP)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to its child

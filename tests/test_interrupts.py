@@ -36,6 +36,18 @@ def test_a_signal_is_not_lost_where_the_block_raises():
         raise OSError("the disk is full")
 
 
+def test_what_can_be_blocked_is_ended_by_the_signal_after_those_that_wait():
+    """As a write to a stderr that nobody reads: the first of a second Ctrl-C and torchrun's SIGTERM waits."""
+    done = []
+    with interrupts.raising(), pytest.raises(interrupts.Stopped) as stopped, interrupts.waiting(most=1):  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        done.append("one waits")
+        signal.raise_signal(signal.SIGTERM)
+        done.append("two wait")
+    assert done == ["one waits"]
+    assert isinstance(stopped.value.__context__, interrupts.Stopped)
+
+
 @pytest.mark.parametrize("number", [interrupts.SIGNALS[0], interrupts.SIGNALS[-1]])
 @pytest.mark.parametrize("at", range(2 * len(interrupts.SIGNALS)))
 def test_a_signal_between_the_handlers_leaves_none_of_them_waiting(monkeypatch, at, number):
