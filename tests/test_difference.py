@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -12,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from conftest import make_model
+from hubs import list_little
 from safetensors.torch import load_file
 
 from clipfit import AdaptConfig, ExportConfig, adapt, export
@@ -220,13 +222,55 @@ def test_the_script_beside_it_needs_nothing_of_clipfit(exported, split_run, tmp_
     assert "clipfit" not in (exported / RESTORE).read_text("utf-8").replace('"clipfit"', "").replace("`clipfit`", "")
 
 
+def refused_by_script(folder: Path, monkeypatch, capsys, code: int, *arguments: object) -> str:
+    """What it says, the usage that argparse shows left out: one line."""
+    with pytest.raises(SystemExit) as ended:
+        restored_by_script(folder, monkeypatch, *arguments)
+    assert ended.value.code == code
+    said = re.sub(r"^usage:.*?(?=restore\.py: error)", "", capsys.readouterr().err, flags=re.DOTALL)
+    assert said.count("\n") == 1, said
+    return said
+
+
 def test_the_script_refuses_other_weights(exported, tmp_path, monkeypatch, capsys):
     other = make_model(tmp_path / "other", seed=1)
-    with pytest.raises(SystemExit) as ended:
-        restored_by_script(exported, monkeypatch, exported, tmp_path / "made", "--model", f"local-dir:{other}")
-    assert ended.value.code == 4
-    assert "has other weights" in capsys.readouterr().err
+    for model in (f"local-dir:{other}", other):
+        told = (exported, tmp_path / "made", "--model", model)
+        assert f"{model} has other weights" in refused_by_script(exported, monkeypatch, capsys, 4, *told)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (("--model", "no/where"), "no/where cannot be loaded (here is no such folder"),
+        (("--model", "."), ". cannot be loaded ("),
+        (("--model", "hf-hub:nobody/nothing"), "hf-hub:nobody/nothing cannot be loaded ("),
+        (("--model", "Little-bare"), "Little-bare cannot be loaded (Required pretrained weights"),
+        (("--model", "RN50", "--pretrained", "openai:gone.pt"), "RN50 / openai:gone.pt cannot be loaded (Pretrained"),
+        (("--pretrained", "gone.pt"), "gone.pt cannot be loaded (--pretrained goes with a name of open_clip's)"),
+    ],
+)
+def test_the_script_says_in_a_sentence_that_weights_cannot_be_had(
+    exported, tmp_path, monkeypatch, capsys, caplog, told, words
+):
+    list_little(tmp_path, "Little-bare")
+    monkeypatch.chdir(tmp_path)
+    assert words in refused_by_script(exported, monkeypatch, capsys, 4, exported, "made", *told)
+    assert not caplog.records
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("alpha", ["1.5", "-0.1", "nan"])
+def test_the_script_refuses_an_alpha_beyond(exported, tmp_path, monkeypatch, capsys, alpha):
+    told = (exported, tmp_path / "made", f"--alpha={alpha}")
+    assert "--alpha must be from 0 to 1; found" in refused_by_script(exported, monkeypatch, capsys, 2, *told)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_script_refuses_a_folder_of_something_else(exported, tmp_path, monkeypatch, capsys):
+    said = refused_by_script(exported, monkeypatch, capsys, 2, tmp_path, tmp_path / "made")
+    assert said.endswith("has no difference.safetensors\n")
 
 
 def test_a_run_that_is_no_plain_clip_at_any_alpha_is_refused(cli, split, models):

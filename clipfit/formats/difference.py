@@ -19,7 +19,7 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.ensemble import State
 from clipfit.errors import ModelError, OutputError, UsageError
 from clipfit.formats import consumer, encoding, proof, unpacked
-from clipfit.formats.card import Usage
+from clipfit.formats.card import Usage, code
 from clipfit.formats.encoding import Encoded, Encoding, Factors
 from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder, reading
 from clipfit.formats.proof import Pictures, Proof
@@ -30,7 +30,7 @@ from clipfit.model import loading
 from clipfit.model import weights as tensors
 from clipfit.model.clip import Clip
 from clipfit.model.named import ADDED, Additions
-from clipfit.model.sources import LOCAL_DIR, Source, recorded_name
+from clipfit.model.sources import LOCAL_DIR, TINY, Source, are_published, recorded_name
 from clipfit.model.tokenizing import write_tokenizer
 from clipfit.runs import files, manifest
 from clipfit.runs.record import typed
@@ -109,22 +109,49 @@ class Difference:
             f"| {row.encoding} | {row.bytes / 1e6:.1f} MB | {100 * row.share:.1f} % | {row.largest_difference:.1g} |"
             for row in rows
         )
-        return Usage("open_clip", f"{USAGE}\n{TABLE}\n{table}\n")
+        options, words = _where(subject.run)
+        told = USAGE.format(options=options, words=words, alpha=f"{subject.alpha:g}")
+        return Usage("open_clip", f"{told}\n```python\n{reading('restored')}```\n{TABLE}\n{table}\n")
 
 
-USAGE = f"""
-`difference.safetensors` holds what was added to the pre-trained weights, for every α. `restore.py`, which needs torch,
-safetensors and open_clip, adds it to them, after a look at their SHA-256, and writes a folder that open_clip loads:
+def _where(run: Run) -> tuple[str, str]:
+    """How the script is told where the pre-trained weights are, if it has to be: its options, and in words."""
+    source = run.source
+    if run.record.parent or source.model.startswith(LOCAL_DIR):
+        words = OF_RUN if run.record.parent else OF_FOLDER
+        return " --model FOLDER", words.format(name=code(Path(source.model.removeprefix(LOCAL_DIR)).name))
+    if source.model == TINY:
+        return TINY_PLACE, OF_TINY
+    if are_published(source):
+        return "", OF_HUB + (", and `--pretrained FILE` a file." if source.pretrained else ".")
+    file = code(Path((source.pretrained or "").rpartition(":")[2]).name)
+    return " --pretrained FILE", OF_FILE.format(name=file, model=code(source.model))
+
+
+USAGE = """
+`difference.safetensors` holds what was added to the pre-trained weights, for every α from 0 to 1. These weights are not
+in it. `restore.py`, which needs torch, safetensors and open_clip, takes them, after a look at their SHA-256, and writes
+a folder that open_clip loads:
 
 ```sh
-python restore.py . restored --alpha 0.5
+python restore.py . restored --alpha {alpha}{options}
 ```
 
-open_clip fetches the pre-trained weights; where they are elsewhere, say so with `--model` and `--pretrained`. Then:
+{words}
 
-```python
-{reading("restored")}```
+Then:
 """
+TINY_PLACE = """ --model "$(python -c 'import clipfit; print(clipfit.__path__[0])')/assets/clipfit-tiny\""""
+OF_TINY = """The pre-trained weights are those of clipfit-tiny, a folder inside the clipfit package, which has to be
+installed for this command. Where it is not, a copy of that folder does."""
+OF_FOLDER = """`FOLDER` is the model folder that the run was made from, then called {name} (`open_clip_config.json`
+beside weights). It is not part of this export: whoever made the run has it."""
+OF_FILE = """`FILE` is the weight file that the run was made from, then called {name}. It is not part of this export:
+whoever made the run has it. Any file of the same tensors, by open_clip's names of {model}, does as well."""
+OF_RUN = """`FOLDER` is the model of the run that this one was adapted on from, then called {name}: whoever has that
+run makes the folder with `clipfit export RUN --output FOLDER`."""
+OF_HUB = """open_clip fetches the pre-trained weights, where it has not got them. `--model FOLDER` names a folder of
+them instead"""
 TABLE = """
 How the difference is stored was chosen by measuring: the first row is in the file. Sizes are of the tensors, also as a
 share of all weights in fp32; differences are of a logit at α = 1, the largest on the run's shots.

@@ -161,6 +161,13 @@ def weight_file(pretrained: str | None) -> Path | None:
     return published.split(pretrained)[1] if pretrained else None
 
 
+def are_published(source: Source) -> bool:
+    """Whether open_clip knows where to fetch the weights: by their tag, or from the hub."""
+    return source.model.startswith(HUB) or bool(
+        source.pretrained and open_clip.get_pretrained_cfg(_open_clip_name(source.model), source.pretrained)
+    )
+
+
 def default_tag(name: str) -> str:
     """The tag that is taken where none is named: `openai` where there is one, else the only one.
 
