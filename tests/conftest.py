@@ -36,6 +36,10 @@ from clipfit.model.clip import Clip
 from clipfit.prompts import prompts
 from clipfit.streams import Rows
 
+# before a test writes an ONNX graph: torch's exporter registers a device, for which a first backward after it starts
+# threads, and then no forked process (tests/processes.py) has a backward any more
+torch.ones((), requires_grad=True).backward()
+
 VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}

@@ -32,7 +32,7 @@ from clipfit import (
 from clipfit.config.predict import PredictConfig
 from clipfit.engines import sessions
 from clipfit.events import Silent
-from clipfit.formats import onnx, parts
+from clipfit.formats import onnx, subject
 from clipfit.formats.parts import Part
 from clipfit.measure import evaluations
 from clipfit.measure.calibration import Temperature
@@ -423,7 +423,7 @@ def test_a_graph_that_a_library_does_not_know_is_a_sentence(runtime, exports, tm
 def test_the_temperature_of_a_run_holds_for_exactly_its_classes(split_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = Temperature(2.5, 0.5, ("dog", "cow", "bee"), "a photo of a {}")
-    for module in (parts, predictor):
+    for module in (subject, predictor):
         monkeypatch.setattr(module, "temperature_of", lambda run: made)
     found, expected = load(export(ExportConfig(split_run, format="onnx")).output), load(split_run)
     for classes in (None, ("dog", "bee")):

@@ -110,6 +110,17 @@ def test_lists_by_their_column(cli: Cli, split_run, tmp_path):
     cli("predict", split_run, "gone.csv").fails(3, "gone.csv", "does not exist")
 
 
+def test_a_list_of_which_no_image_is_found_says_where_its_paths_start(cli: Cli, split_run, tmp_path):
+    """As predict's own rows, which name images as they were given."""
+    images(tmp_path / "in", 1)
+    words = "paths in a list start at its folder, or at --image-root"
+    assert cli("predict", split_run, "in", "--output", "out/rows.csv").code == 0
+    again = cli("predict", split_run, "out/rows.csv")
+    assert (again.code, words in again.stderr) == (0, True)
+    there = cli("predict", split_run, "out/rows.csv", "--image-root", tmp_path)
+    assert (rows_of(there)[0]["error"], words in there.stderr) == (None, False)
+
+
 # ---- what is wrong with an input is its row
 
 

@@ -240,7 +240,7 @@ def test_evaluate_takes_a_list_in_place_of_the_runs(split_run, listed, tmp_path)
     other = evaluate(EvaluateConfig(run, templates=listed))
     assert (own.templates, other.templates) == (LIST[:1], LIST)
     assert (own.kept.name, other.kept.name) == ("held-out", "held-out-templates")
-    assert any("3 template(s) of --templates" in note for note in other.notes)
+    assert any("3 templates of --templates" in note for note in other.notes)
     table = evaluations.read(other.kept).tables(0.5)["union"]
     assert (table.template, table.templates) == (LIST[0], LIST)
     model = clipfit.load(run, templates=LIST, classes=table.candidates)

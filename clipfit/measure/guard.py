@@ -37,7 +37,7 @@ def objection(rows: Sequence[AlphaResult], held_out: bool, config: EvaluateConfi
         found += [*(_worse(row, measured) if config.fail_if_worse else ()), *_missed(row, held_out, config.bounds)]
     if not found:
         return None
-    return GuardError(f"{'; '.join(found)}: take another α (evaluate --alphas 0:1:0.1), or adapt otherwise.")
+    return GuardError(f"{'; '.join(found)}: have α chosen by the shots (adapt --alpha auto), or adapt otherwise.")
 
 
 def _measured(row: AlphaResult, held_out: bool) -> dict[str, float]:

@@ -27,13 +27,13 @@ def text(result: ModelList) -> str:
 def _table(result: ModelList) -> Table:
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    for heading in ("pixels", "size"):
+    for heading in ("px", "size"):
         table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("atha", "lora"):
         table.add_column(heading, no_wrap=True)
     table.add_column("pre-trained", overflow="fold")
     for model in result.models:
-        cells = (model.architecture.name, *_facts(model), _tags(model.architecture, result.whole))
+        cells = (model.architecture.name, *_facts(model), _tags(model.architecture))
         table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
@@ -55,23 +55,31 @@ def _size(parameters: int | None) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 999.5e6 else f"{parameters / 1e6:.0f}M"
 
 
-def _tags(architecture: Architecture, whole: bool) -> str:
-    """The tags, or one and how many more; + is the one that is taken, * what is on this machine."""
+def _tags(architecture: Architecture) -> str:
+    """The first tag, and how many more."""
     if architecture.facts is None:
         return "cannot be adapted"
     if not architecture.tags:
-        return "ships with clipfit *" if architecture.ships else "none: --pretrained FILE"
-    marked = [f"{tag.name}{'+' * tag.default}{' *' * tag.cached}" for tag in architecture.tags]
-    if whole or len(marked) == 1:
-        return ", ".join(marked)
-    here = sum(tag.cached for tag in architecture.tags[1:])
-    return f"{marked[0]} and {len(marked) - 1} more{' *' * bool(here)}"
+        return "ships with clipfit" if architecture.ships else "none: --pretrained FILE"
+    first, *more = _marked(architecture)
+    if not more:
+        return first
+    here = any(tag.cached for tag in architecture.tags[1:])
+    return f"{first} and {len(more)} more{' *' * here}"
+
+
+def _marked(architecture: Architecture) -> list[str]:
+    """The tags; + is the one that is taken, * what is on this machine."""
+    return [f"{tag.name}{'+' * tag.default}{'*' * tag.cached}" for tag in architecture.tags]
 
 
 def _notes(result: ModelList) -> list[str]:
     """What the marks mean, and what is missing where something does not work."""
     shown = [model.architecture for model in result.models]
-    notes = ["", "+ taken without --pretrained, * on this machine, in its Hugging Face cache"]
+    several = [architecture for architecture in shown if architecture.facts and len(architecture.tags) > 1]
+    tags = [f"{each.name}: {', '.join(_marked(each))}" for each in several if result.whole]
+    notes = [note for each in tags for note in ("", each)]
+    notes += ["", "+ taken without --pretrained, * on this machine, in its Hugging Face cache"]
     if any(architecture.default for architecture in shown):
         notes.append(f"{DEFAULT} is taken without --model.")
     if any(architecture.facts and architecture.facts.parameters is None for architecture in shown):

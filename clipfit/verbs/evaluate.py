@@ -144,7 +144,8 @@ def _asked(run: Run, config: EvaluateConfig) -> Templates:
 def _on_templates(run: Run, asked: Templates) -> list[str]:
     if asked == run.templates:
         return []
-    return [f"texts are made with {len(asked)} template(s) of --templates, in place of the run's own"]
+    count = f"{len(asked)} templates" if len(asked) > 1 else "the template"
+    return [f"texts are made with {count} of --templates, in place of the run's own"]
 
 
 def _of_model(config: EvaluateConfig, model: str, progress: Progress) -> Evaluation:

@@ -16,6 +16,7 @@ import torch
 
 from clipfit import predictor, ranks
 from clipfit.config.predict import PredictConfig
+from clipfit.data import lists
 from clipfit.data.ahead import ahead
 from clipfit.data.names import read_new_classes
 from clipfit.data.stream import Input, Inputs, is_no_input
@@ -137,6 +138,8 @@ def _predicted(
             loaded = _loaded(config, model, progress)
             job = Job(config, loaded, loaded.candidates(), inputs, gallery)
             counts = _carry_out(job, out, progress)
+    if counts.rows == counts.errors > 0 and config.image_root is None and any(map(lists.is_list, places)):
+        progress.say("no image was read: paths in a list start at its folder, or at --image-root")
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
                          job.candidates.temperature is not None, inputs.left_out, loaded.model.features)  # fmt: skip
 
