@@ -121,13 +121,12 @@ def test_features_are_named_where_they_are_not_fp32(features):
     assert ("features in bf16" in shown(evaluation(features=features))[0]) == (features == "bf16")
 
 
-def test_what_was_not_measured_is_a_dash():
+def test_what_was_not_measured_has_no_column():
     row = AlphaResult(0.5, accuracy(0.5, (2, 2, 2, 2)), None, None, 1.0, {"base": Difference(0.0, -0.1, 0.1)})
     zero = AlphaResult(0.0, row.base, None, None, 1.0, {"base": Difference(0.0, 0.0, 0.0)})
     result = Evaluation(Path("run"), "photos", "cite", False, "fp32", NAMES, (), (zero, row))
     lines = shown(result)
     assert "on the shots themselves" in lines[0]
-    assert [line.split() for line in lines if line.startswith("0.5")] == [
-        ["0.5", "50.0%", "[22–78]", "–", "–", "–", "100.0%"]
-    ]
+    assert lines[1].split() == ["base"]
+    assert [line.split() for line in lines if line.startswith("0.5")] == [["0.5", "50.0%", "[22–78]", "100.0%"]]
     assert [line.split() for line in lines if line.startswith("− zero-shot")] == [["−", "zero-shot", "0.0"]]

@@ -50,45 +50,45 @@ def _table(result: Evaluation) -> Table:
     """Three lines an α: accuracies with their intervals, the paired difference to zero-shot, and its interval."""
     table = empty_table()
     first = result.rows[0]
+    parts = [part for part in PARTS if getattr(first, part)]
+    mean = first.harmonic_mean is not None
     counts = {"base": len(result.base_classes), "new": len(result.new_classes)}
     table.add_column("α", no_wrap=True)
-    for part in PARTS:
-        accuracy = getattr(first, part)
+    for part in parts:
         classes = counts.get(part, sum(counts.values()))
-        table.add_column(f"{part}\n{classes} classes\n{accuracy.n if accuracy else 0} images", no_wrap=True)
-    table.add_column("HM", justify="right", no_wrap=True)
+        table.add_column(f"{part}\n{classes} classes\n{getattr(first, part).n} images", no_wrap=True)
+    if mean:
+        table.add_column("HM", justify="right", no_wrap=True)
     table.add_column("agrees\nwith 0", justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(
             "0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}",
-            *(share(getattr(row, part)) for part in PARTS),
-            "–" if row.harmonic_mean is None else f"{row.harmonic_mean:.1%}",
+            *(share(getattr(row, part)) for part in parts),
+            *([f"{row.harmonic_mean:.1%}"] if mean else ()),
             "" if row.alpha == 0 else f"{row.agreement:.1%}",
         )
-        for line in _below(row, first):
+        for line in _below(row, first, parts):
             table.add_row(*line, style="dim")
     return table
 
 
-def _below(row: AlphaResult, zero_shot: AlphaResult) -> list[list[str]]:
+def _below(row: AlphaResult, zero_shot: AlphaResult, parts: Sequence[str]) -> list[list[str]]:
     """What stands under the accuracies of an α, by column."""
     lines = []
-    accuracies: list[Accuracy | None] = [getattr(row, part) for part in PARTS]
-    if any(accuracy and accuracy.unbalanced for accuracy in accuracies):
-        lines.append(["macro", *(f"{accuracy.macro:6.1%}" if accuracy else "" for accuracy in accuracies)])
+    accuracies: list[Accuracy] = [getattr(row, part) for part in parts]
+    if any(accuracy.unbalanced for accuracy in accuracies):
+        lines.append(["macro", *(f"{accuracy.macro:6.1%}" for accuracy in accuracies)])
     if row.alpha > 0:
-        found = [row.against_zero_shot.get(part) for part in PARTS]
+        found = [row.against_zero_shot.get(part) for part in parts]
         mean, before = row.harmonic_mean, zero_shot.harmonic_mean
-        gain = "" if mean is None or before is None else f"{points(mean - before)} "
-        lines.append(["− zero-shot", *(judged(d) if d else "" for d in found), gain])
+        gain = [] if mean is None or before is None else [f"{points(mean - before)} "]
+        lines.append(["− zero-shot", *(judged(d) if d else "" for d in found), *gain])
         lines.append(["  95%", *(f"[{points(d.low)} {points(d.high)}]" if d else "" for d in found)])
     return lines
 
 
-def share(accuracy: Accuracy | None) -> str:
+def share(accuracy: Accuracy) -> str:
     """In percent, with its interval."""
-    if accuracy is None:
-        return "–"
     low, high = accuracy.interval
     return f"{accuracy.value:6.1%} [{100 * low:.0f}–{100 * high:.0f}]"
 
@@ -110,10 +110,11 @@ def _show_certainty(out: rich.console.Console, rows: Sequence[AlphaResult]) -> N
         return
     table = empty_table()
     table.add_column("α", no_wrap=True)
-    for part in PARTS:
+    parts = [part for part in PARTS if part in rows[0].certainty]
+    for part in parts:
         table.add_column(f"{part}\n90%  75%  top5   ECE", no_wrap=True)
     for row in rows:
-        cells = [_certain(row.certainty[part]) if part in row.certainty else "–" for part in PARTS]
+        cells = (_certain(row.certainty[part]) for part in parts)
         table.add_row("0 zero-shot" if row.alpha == 0 else f"{row.alpha:g}", *cells)
     line(out, "in %: right of the most certain 90% and 75% (100%: above), top-5, calibration")
     out.print(table)
