@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-import runpy
-import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import torch
 import yaml
-from conftest import picture
-from hubs import list_little
 from markdown_it import MarkdownIt
 
-import clipfit
-from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, adapt, evaluate, export
-from clipfit.config.outputs import FORMATS, FormatOptions
+from clipfit import EvaluateConfig, ExportConfig, evaluate, export
+from clipfit.config.outputs import FormatOptions
 from clipfit.formats import FORMATS as FORMATS_MADE
 from clipfit.formats import card
 from clipfit.formats import subject as formats_subject
@@ -227,96 +218,6 @@ def test_the_pretrained_weights_are_named_where_they_are_published(run):
     assert known == open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")["hf_hub"].rstrip("/")
 
 
-def run_code(folder: Path, monkeypatch, **given: object) -> dict[str, Any]:
-    """Carry out what the card of an export says, in its folder; the names that its Python has then.
-
-    given: what FOLDER or FILE stands for in a command, as the card explains.
-    """
-    picture(7, (40, 34)).save(folder / "image.jpg")  # of which half of what is cut off is rounded by all alike
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(sys.modules, "preprocess", raising=False)
-    names: dict[str, Any] = {}
-    for language, code in re.findall(r"```(sh|python)\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL):
-        if language == "sh":
-            python, script, *arguments = shlex.split(re.sub(r"\$\(python (.*?)\)(?=/)", said_by_python, code))
-            assert python == "python"
-            assert {"FOLDER", "FILE"} & set(arguments) == set(given)
-            monkeypatch.setattr(sys, "argv", [script, *(str(given.get(one, one)) for one in arguments)])
-            runpy.run_path(script, run_name="__main__")
-        else:
-            exec(code, names)
-    return names
-
-
-def said_by_python(told: re.Match[str]) -> str:
-    """What the shell puts in place of $(python …)."""
-    command = [sys.executable, *shlex.split(told[1])]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-
-
-WHOLE = [name for name, takes in FORMATS.items() if not takes.part]
-OF_PARTS = [(name, part) for name, takes in FORMATS.items() for part in takes.part]
-
-
-@pytest.mark.parametrize("format", WHOLE)
-def test_the_code_of_the_card_runs(run, models, monkeypatch, capsys, format):
-    """Of a whole model it prints the class that the run takes the picture for."""
-    if format == "transformers":
-        pytest.importorskip("transformers")
-    folder = export(ExportConfig(run, format=format, output=run.parent / "out")).output
-    capsys.readouterr()
-    run_code(
-        folder, monkeypatch, **({"FOLDER": models["vit"].removeprefix("local-dir:")} if format == "difference" else {})
-    )
-    assert capsys.readouterr().out.strip() == clipfit.load(run).predict("image.jpg")[0].label
-
-
-def restores(made: Path, monkeypatch, **given: object) -> str:
-    """A run's export as a difference: the card, whose command and code find what the run does."""
-    folder = export(ExportConfig(made, format="difference", output=made.parent / "out")).output
-    names, model = run_code(folder, monkeypatch, **given), clipfit.load(made)
-    expected = model.logits(folder / "image.jpg").softmax(1)
-    torch.testing.assert_close(names["probabilities"][None], expected, atol=1e-3, rtol=0)
-    return " ".join((folder / "README.md").read_text("utf-8").split())
-
-
-def test_the_card_of_a_difference_says_where_the_weights_of_clipfit_tiny_are(split, monkeypatch, tmp_path):
-    monkeypatch.setattr(type(FORMATS_MADE["difference"]), "prove", lambda *_: PROOF)  # which would take its time
-    quick = {"recipe": {"epochs": 1, "batch_size": 4}, "output": tmp_path / "run"}
-    made = adapt(AdaptConfig(split, "finetune", "clipfit-tiny", shots_per_class=1, **quick)).run
-    assert "clipfit-tiny, a folder inside the clipfit package" in restores(made, monkeypatch)
-
-
-@pytest.mark.parametrize("quick_gelu", [True, False])
-def test_the_card_of_a_difference_asks_for_the_weight_file(cli, split, models, monkeypatch, tmp_path, quick_gelu):
-    """That a tag's activation is the run's, whatever the architecture's own is, shows in what the card's code finds."""
-    name = f"Little-{'quick' if quick_gelu else 'slow'}-card"
-    list_little(tmp_path, name)
-    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["theirs"])
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg",
-                        lambda name, tag: {"quick_gelu": quick_gelu} if tag == "theirs" else {})  # fmt: skip
-    (tmp_path / "w").mkdir()
-    file = Path(models["vit"].removeprefix("local-dir:")) / "open_clip_model.safetensors"
-    shutil.copy(file, tmp_path / "w" / "mine.safetensors")
-    told = ("--model", name, "--pretrained", "theirs:w/mine.safetensors", "--epochs", 1, "--output", "run")
-    assert cli("adapt", split, *told).code == 0
-    said = restores(tmp_path / "run", monkeypatch, FILE=file)
-    assert "`FILE` is the weight file that the run was made from, then called `mine.safetensors`" in said
-    assert f"names of `{name}`" in said
-    monkeypatch.chdir(tmp_path)  # where the recorded file is, as TAG:FILE
-    monkeypatch.setattr(sys, "argv", ["restore.py", "out", "again"])
-    runpy.run_path("out/restore.py", run_name="__main__")
-    assert Path("again/open_clip_config.json").read_text() == Path("out/restored/open_clip_config.json").read_text()
-
-
-def test_the_card_of_a_difference_asks_for_an_export_of_the_run_it_goes_on_from(cli, split, run, monkeypatch, tmp_path):
-    assert cli("adapt", split, "--model", run, "--epochs", 1, "--output", "run").code == 0
-    assert cli("export", run, "--output", "before").code == 0
-    said = restores(tmp_path / "run", monkeypatch, FOLDER=tmp_path / "before")
-    assert "adapted on from, then called `animals-cite`" in said
-
-
 def test_the_card_of_a_difference_leaves_to_open_clip_what_that_fetches(run):
     folder = export(ExportConfig(run, format="difference", output=run.parent / "out")).output
     for model, tag, words in (
@@ -329,35 +230,3 @@ def test_the_card_of_a_difference_leaves_to_open_clip_what_that_fetches(run):
         text = FORMATS_MADE["difference"].usage(made, folder).text
         assert "```sh\npython restore.py . restored --alpha 0.5\n```" in text
         assert words in " ".join(text.split())
-
-
-def test_the_code_of_the_card_averages_several_templates(cli, split, models, monkeypatch, tmp_path, capsys):
-    pytest.importorskip("transformers")
-    (tmp_path / "templates.txt").write_text("a photo of a {}\na drawing of the {}\n")
-    told = ("--model", models["vit"], "--templates", "templates.txt", "--output", "run")
-    assert cli("adapt", split, *told).code == 0
-    folder = export(ExportConfig(tmp_path / "run", format="transformers", output=tmp_path / "out")).output
-    capsys.readouterr()
-    names = run_code(folder, monkeypatch)
-    model = clipfit.load(tmp_path / "run")
-    torch.testing.assert_close(names["probabilities"][None], model.logits("image.jpg").softmax(1), atol=1e-4, rtol=0)
-    assert capsys.readouterr().out.split()[-1] == model.predict("image.jpg")[0].label
-
-
-@pytest.mark.parametrize(("format", "part"), OF_PARTS)
-def test_the_code_of_the_card_of_a_part_runs(run, monkeypatch, format, part):
-    """It finds what the run does: of the classifier logits and probabilities, of a tower embeddings."""
-    for library in FORMATS_MADE[format].libraries:
-        pytest.importorskip(library)
-    folder = export(ExportConfig(run, format=format, part=part, output=run.parent / "out")).output
-    names, model = run_code(folder, monkeypatch), clipfit.load(run)
-    single = part != "classifier" and format == "torch"  # a program of one output gives it bare
-    found = [torch.as_tensor(one).detach() for one in ([names["found"]] if single else names["found"])]
-    if part == "classifier":
-        logits = model.logits("image.jpg")
-        expected = [logits, logits.softmax(1)]
-        assert tuple(names["facts"]["classes"]) == model.classes
-    else:
-        expected = [model.embed_images("image.jpg") if part == "image" else model.embed_texts("a photo of a cat")]
-    for mine, theirs in zip(expected, found, strict=True):
-        torch.testing.assert_close(theirs, mine, atol=1e-4, rtol=0)

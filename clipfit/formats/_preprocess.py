@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def pixels(picture: Image.Image, constants: Mapping[str, Any]) -> np.ndarray:
-    """A picture → (3, H, W) float32: resized, cut or filled up from its middle, normalised."""
-    picture = picture.convert("RGB")
+    """A picture → (3, H, W) float32: turned as its EXIF says, on white where it is transparent, resized, cut or filled
+    up from its middle, normalised. Grey of more than 8 bits is to be scaled to 8 before."""
+    picture = ImageOps.exif_transpose(picture).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     height, width = constants["size"]
     resample = Image.Resampling.BILINEAR if constants["interpolation"] == "bilinear" else Image.Resampling.BICUBIC
     resized = picture.resize(_size(picture.size, (width, height), constants["resize_mode"]), resample)

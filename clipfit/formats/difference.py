@@ -24,6 +24,7 @@ from clipfit.formats.encoding import Encoded, Encoding, Factors
 from clipfit.formats.open_clip import CONFIG, WEIGHTS, OpenClipFolder, reading
 from clipfit.formats.proof import Pictures, Proof
 from clipfit.formats.safetensors import TOKENIZER
+from clipfit.formats.stored import OPENED
 from clipfit.formats.subject import Subject, about, in_effect, write_about
 from clipfit.measure import scoring
 from clipfit.model import loading
@@ -111,7 +112,7 @@ class Difference:
         )
         options, words = _where(subject.run)
         told = USAGE.format(options=options, words=words, alpha=f"{subject.alpha:g}")
-        return Usage("open_clip", f"{told}\n```python\n{reading('restored')}```\n{TABLE}\n{table}\n")
+        return Usage("open_clip", f"{told}\n```python\n{reading('restored')}```\n\n{OPENED}\n{TABLE}\n{table}\n")
 
 
 def _where(run: Run) -> tuple[str, str]:

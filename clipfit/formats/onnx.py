@@ -18,6 +18,7 @@ from clipfit.formats import consumer, parts, proof
 from clipfit.formats.card import Usage
 from clipfit.formats.parts import Part
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.stored import OPENED
 from clipfit.formats.subject import Subject, write_about
 from clipfit.model.named import Additions
 from clipfit.runs import files
@@ -53,8 +54,10 @@ class Onnx:
 
     def usage(self, subject: Subject, folder: Path) -> Usage:
         """By onnxruntime."""
-        example = TEXT_EXAMPLE if subject.options.part == "text" else PIXELS_EXAMPLE
-        return Usage("onnx", f"{example}\n{_OUTPUTS[subject.options.part or 'classifier']}")
+        outputs = _OUTPUTS[subject.options.part or "classifier"]
+        if subject.options.part == "text":
+            return Usage("onnx", f"{TEXT_EXAMPLE}\n{outputs}")
+        return Usage("onnx", f"{PIXELS_EXAMPLE}\n{outputs} {OPENED}")
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
         """onnxruntime's logits; of an int8 graph, beside those of the graph that it was made from.
@@ -122,13 +125,12 @@ With onnxruntime, NumPy and Pillow, in this folder (`preprocess.py` is part of t
 
 ```python
 import json, onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
 from preprocess import pixels
 
 session = onnxruntime.InferenceSession("model.onnx")
 facts = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
-picture = ImageOps.exif_transpose(Image.open("image.jpg"))
-found = session.run(None, {"pixels": pixels(picture, facts["preprocess"])[None]})
+found = session.run(None, {"pixels": pixels(Image.open("image.jpg"), facts["preprocess"])[None]})
 ```
 """
 TEXT_EXAMPLE = """

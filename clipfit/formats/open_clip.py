@@ -12,6 +12,7 @@ from clipfit.errors import ClipfitError
 from clipfit.formats import consumer, proof
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.stored import OPENED, OPENING
 from clipfit.formats.subject import ABOUT, Subject, about, write_about
 from clipfit.model.named import Additions
 from clipfit.model.tokenizing import write_tokenizer
@@ -26,19 +27,19 @@ READING = """import json
 
 import open_clip
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 with open("clipfit.json", encoding="utf-8") as file:
     about = json.load(file)
 """
-CLASSIFYING = """model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
+CLASSIFYING = f"""{OPENING}model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenize = open_clip.get_tokenizer("local-dir:FOLDER")
 model.eval()
 with torch.no_grad():
-    texts = [tokenize([one.replace("{}", name) for name in about["classes"]]) for one in about["templates"]]
+    texts = [tokenize([one.replace("{{}}", name) for name in about["classes"]]) for one in about["templates"]]
     text_features = sum(model.encode_text(text, normalize=True) for text in texts)
     text_features /= text_features.norm(dim=1, keepdim=True)
-    image_features = model.encode_image(preprocess(Image.open("image.jpg").convert("RGB"))[None], normalize=True)
+    image_features = model.encode_image(preprocess(image)[None], normalize=True)
     probabilities = (model.logit_scale.exp() * image_features @ text_features.T).softmax(1)[0]
 print(about["classes"][probabilities.argmax()])
 """
@@ -59,6 +60,8 @@ With [open_clip](https://github.com/mlfoundations/open_clip) 3.2 or newer, in th
 
 ```python
 {reading(".")}```
+
+{OPENED}
 
 With clipfit, to adapt it on: `clipfit adapt SHOTS --model FOLDER`.
 """

@@ -14,6 +14,7 @@ from clipfit.formats import proof, unpacked
 from clipfit.formats.card import Usage
 from clipfit.formats.open_clip import OpenClipFolder, classifying
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.stored import OPENED
 from clipfit.formats.subject import DTYPES, Subject, about, write_about
 from clipfit.model.named import Additions
 from clipfit.model.tokenizing import write_tokenizer
@@ -33,7 +34,7 @@ from pathlib import Path
 
 import open_clip
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -50,7 +51,7 @@ if Path("tokenizer").is_dir():  # of the transformers library
 
 {classifying("for_open_clip")}```
 
-open_clip computes in fp32, whatever the type in the file.
+open_clip computes in fp32, whatever the type in the file. {OPENED}
 """
 
 

@@ -7,6 +7,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
+# in a card's Python: a file as `decode` sees it, and what of that it leaves out
+OPENING = """image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+"""
+OPENED = """Pictures are turned as their EXIF says and laid on white, as clipfit does. Grey of more than 8 bits, which
+clipfit scales to 8, has to be scaled before."""
+
 ORIENTATION = 0x0112  # EXIF
 UPRIGHT = 1
 

@@ -13,6 +13,7 @@ from clipfit.errors import UsageError
 from clipfit.formats import consumer, parts, proof
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.stored import OPENED
 from clipfit.formats.subject import Subject, write_about
 from clipfit.model.named import Additions
 from clipfit.runs import files
@@ -46,7 +47,7 @@ class TorchProgram:
 
     def usage(self, subject: Subject, folder: Path) -> Usage:
         """By torch.export."""
-        return Usage("torch", TEXT_EXAMPLE if subject.options.part == "text" else PIXELS_EXAMPLE)
+        return Usage("torch", TEXT_EXAMPLE if subject.options.part == "text" else f"{PIXELS_EXAMPLE}\n{OPENED}")
 
     def prove(self, subject: Subject, folder: Path, pictures: Pictures) -> Proof:
         """The program's logits in a process of torch alone. Raises ClipfitError where they differ."""
@@ -77,14 +78,13 @@ With torch, NumPy and Pillow, in this folder (`preprocess.py` is part of the exp
 
 ```python
 import json, torch
-from PIL import Image, ImageOps
+from PIL import Image
 from preprocess import pixels
 
 extra = {"facts.json": ""}
 program = torch.export.load("model.pt2", extra_files=extra).module()
 facts = json.loads(extra["facts.json"])
-picture = ImageOps.exif_transpose(Image.open("image.jpg"))
-found = program(torch.from_numpy(pixels(picture, facts["preprocess"]))[None])
+found = program(torch.from_numpy(pixels(Image.open("image.jpg"), facts["preprocess"]))[None])
 ```
 
 `found` is logits and probabilities over `facts["classes"]` of a classifier; embeddings, of unit norm, of a tower.

@@ -13,6 +13,7 @@ from clipfit.config.outputs import FormatOptions
 from clipfit.formats import bpe, consumer, proof, renaming, siglip
 from clipfit.formats.card import Usage
 from clipfit.formats.proof import Pictures, Proof
+from clipfit.formats.stored import OPENED, OPENING
 from clipfit.formats.subject import DTYPES, Subject, write_about
 from clipfit.model.named import Additions
 from clipfit.model.sources import Source
@@ -27,7 +28,7 @@ RESAMPLE = {"bicubic": 3, "random": 3, "bilinear": 2}  # Pillow's numbers; open_
 IMAGE = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size")
 TEXT = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id")
 END_ID = 49407
-USAGE = """
+USAGE = f"""
 With transformers 4 or 5, offline, in this folder:
 
 ```python
@@ -41,16 +42,15 @@ with open("clipfit.json", encoding="utf-8") as file:
     about = json.load(file)
 model = CLIPModel.from_pretrained(".").eval()
 processor = CLIPProcessor.from_pretrained(".", backend="pil")  # transformers 4: use_fast=False in place of backend
-texts = [about["template"].replace("{}", name) for name in about["classes"]]
-image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
-inputs = processor(text=texts, images=[image], return_tensors="pt", padding=True)
+texts = [about["template"].replace("{{}}", name) for name in about["classes"]]
+{OPENING}inputs = processor(text=texts, images=[image], return_tensors="pt", padding=True)
 with torch.no_grad():
     probabilities = model(**inputs).logits_per_image.softmax(1)[0]
 print(about["classes"][probabilities.argmax()])
 ```
 
 The image processor that resizes by Pillow sees what clipfit saw; how far the fast one of torchvision is, proof.json
-says (`further`).
+says (`further`). {OPENED}
 """
 SEVERAL = """
 `clipfit.json` lists several `templates`, and a class is the mean of its texts. So, after the above:
