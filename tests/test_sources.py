@@ -316,11 +316,11 @@ def test_recorded_weights_are_loaded_into_one_model(folder, monkeypatch):
         ("openai/clip-vit-base-patch32", "--model ViT-B-32 --pretrained openai"),
         ("openai/clip-vit-large-patch14-336", "--model ViT-L-14-336 --pretrained openai"),
         ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "--model ViT-B-32 --pretrained laion2b_s34b_b79k"),
-        ("nobody/nothing", "a model of the Hugging Face hub is --model hf-hub:nobody/nothing"),
+        ("nobody/nothing", "a model of the Hugging Face hub is called hf-hub:nobody/nothing"),
     ],
 )
 def test_a_name_of_a_model_hub_gets_open_clips_name(no_download, name, words):
-    refused(UsageError, name, f"there is no folder {name!r}", words)
+    refused(UsageError, name, f"there is no run, export or model {name!r}", words)
 
 
 def test_a_folder_for_a_weight_file(folder, no_download):

@@ -223,10 +223,10 @@ def _unknown(model: str) -> str:
         return f"{model} is a file: pass it as --pretrained, and the name of its architecture as --model."
     if model.count("/") == 1:
         same = hub.same_weights(model)
-        meant = f"the same weights are {same}" if same else f"a model of the Hugging Face hub is --model {HUB}{model}"
-        return f"there is no folder {model!r}; {meant}."
+        meant = f"the same weights are {same}" if same else f"a model of the Hugging Face hub is called {HUB}{model}"
+        return f"there is no run, export or model {model!r}; {meant}."
     if "/" in model:
-        return f"there is no folder {model!r}."
+        return f"there is no run, export or model {model!r}."
     return f"unknown model {model!r}{_nearest(model, [TINY, *open_clip.list_models()])}."
 
 
