@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import typer
 from conftest import script_at
 from typer.testing import CliRunner
 
-from clipfit import AdaptConfig, EvaluateConfig, adapt_config
+from clipfit import AdaptConfig, EvaluateConfig, Recipe, adapt_config
 from clipfit.cli import application
 from clipfit.config.options import Checked, option
 from clipfit.errors import UsageError
@@ -137,6 +138,30 @@ def test_flat_keys_are_sorted_to_where_they_belong():
 def test_flat_keys_that_cannot_be(given, message):
     with pytest.raises(UsageError, match=message):
         adapt_config({"shots": "x", **given})
+
+
+# ---- from Python
+
+
+def test_paths_are_texts_too_and_numbers_numpys():
+    config = AdaptConfig("x", output="y", alpha=np.float32(0.25), seed=np.int64(3))
+    assert config == AdaptConfig(Path("x"), output=Path("y"), alpha=0.25, seed=3)
+    assert (type(config.alpha), type(config.seed)) == (float, int)
+    with pytest.raises(UsageError, match=r"seed must be of type int; found 3\.0"):
+        AdaptConfig("x", seed=3.0)
+
+
+@pytest.mark.parametrize("field", ["recipe", "method_options", "lora"])
+def test_what_differs_from_the_defaults_is_a_mapping(field):
+    """A whole Recipe would not say which of its values were asked for."""
+    for given in (Recipe(epochs=1), None, [("epochs", 1)]):
+        with pytest.raises(UsageError, match=f"^{field} must be a mapping .*; found {type(given).__name__}"):
+            AdaptConfig("x", **{field: given})
+
+
+def test_a_key_that_is_no_text_is_no_option():
+    with pytest.raises(UsageError, match="the recipe has no option 1; its options: batch_size, "):
+        AdaptConfig("x", recipe={1: 2})
 
 
 def test_values_are_of_their_declared_type_however_they_are_written():

@@ -20,7 +20,10 @@ GOALS = ("base", "new", "both")
 
 @dataclass(frozen=True)
 class AdaptConfig(Checked):
-    """Everything `adapt` is given. `recipe`, `method_options` and `lora` hold only what differs from the defaults.
+    """Everything `adapt` is given.
+
+    recipe, method_options, lora: mappings of what differs from the defaults, which the model and the method may have
+    of their own: {"epochs": 1}. No whole Recipe is taken, for it would not say which of its values were asked for.
 
     alpha: None: chosen by the shots ("auto").
     """
@@ -70,6 +73,12 @@ class AdaptConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, example in (("recipe", {"epochs": 1}), ("method_options", {"option": 1}), ("lora", {"rank": 4})):
+            if not isinstance(found := getattr(self, name), Mapping):
+                raise UsageError(
+                    f"{name} must be a mapping of what differs from the defaults, as {example}; "
+                    f"found {type(found).__name__}."
+                )
         if self.goal and self.alpha is not None:
             raise UsageError(f"--goal {self.goal} belongs to --alpha auto: leave it out, or let α be chosen.")
         if self.tuning == "full" and any(value is not None for value in self.lora.values()):

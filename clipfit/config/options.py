@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -170,7 +171,7 @@ def settings(owner: type, values: Mapping[str, Any], name: str) -> dict[str, Any
     for key in given:
         if key not in known:
             has = ", ".join(sorted(known)) or "none"
-            raise UsageError(f"{name} has no option {key!r}{did_you_mean(key, known)}; its options: {has}.")
+            raise UsageError(f"{name} has no option {key!r}{did_you_mean(str(key), known)}; its options: {has}.")
     return {key: known[key].checked(value) for key, value in given.items()}
 
 
@@ -180,7 +181,11 @@ def type_text(kind: Any) -> str:
 
 
 def _as_kind(kind: Any, value: object) -> Any:
-    """The value as one of an annotated type; no bool is a number. Raises TypeError, ValueError or OverflowError."""
+    """The value as one of an annotated type, numpy's numbers as Python's; no bool is a number.
+
+    Raises:
+        TypeError, ValueError or OverflowError: it is none.
+    """
     parts = get_args(kind)
     if get_origin(kind) is tuple:
         if not isinstance(value, (tuple, list)):
@@ -190,7 +195,7 @@ def _as_kind(kind: Any, value: object) -> Any:
     if parts:  # int | None
         [inner] = [part for part in parts if part is not NoneType]
         return None if value is None else _as_kind(inner, value)
-    accepted = {float: (float, int), Path: (Path, str)}.get(kind, (kind,))
+    accepted = {float: (Real,), int: (Integral,), Path: (Path, str)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
-    return kind(value) if kind in (float, Path) else value
+    return kind(value) if kind in (float, int, Path) else value
