@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from PIL import Image
 
 from clipfit import engines
 from clipfit.config import Recipe
-from clipfit.data.pictures import Picture, opened
+from clipfit.config.options import declared_by
+from clipfit.config.predict import PredictConfig
+from clipfit.data.names import given_classes
+from clipfit.data.pictures import Picture, each, opened
 from clipfit.engines import Engine, graph
 from clipfit.engines.graph import Graph
 from clipfit.errors import UsageError
@@ -29,7 +31,10 @@ from clipfit.prompts import Templates
 from clipfit.runs import files, place
 from clipfit.runs.run import Run, open_run
 
+Listed: TypeAlias = "Sequence[str] | str | Path"  # templates, or a file of them
 SETS_KEPT = 8  # of classes whose texts are kept
+OPTIONS = declared_by(PredictConfig)  # what they may be is said there
+ALPHA = replace(OPTIONS["alpha"], kind=float)  # where it is given
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,13 @@ class Predictor:
     ):
         self.model, self.origin, self.alpha = model, origin, alpha
         self.classes, self.templates, self.grey_bits = classes, templates, grey_bits
-        self._temperature = temperature
+        self.temperature = temperature
         self._read: dict[tuple[str, ...], Candidates] = {}
         self._reading, self._encoding = threading.Lock(), threading.Lock()
+
+    def __repr__(self) -> str:
+        ratio = "" if self.alpha is None else f"α = {self.alpha:g}, "
+        return f"Predictor({self.origin.name}, {ratio}{len(self.classes)} classes, {self.model.device})"
 
     @property
     def clip(self) -> Clip:
@@ -122,8 +131,9 @@ class Predictor:
             top: how many classes to list. classes: candidates in place of the model's own.
 
         Raises:
-            DataError: an image cannot be read. UsageError: there are no classes to compare with.
+            DataError: an image cannot be read. UsageError: it is none, `top` is below 1, or as `candidates` does.
         """
+        top = OPTIONS["top"].checked(top)
         candidates = self.candidates(classes)
         parts = [self.judged(views, candidates)[1] for views in _batches(self, images)]
         return [prediction for logits in parts for prediction in candidates.predictions(logits, top)]
@@ -145,56 +155,54 @@ class Predictor:
 
         Learnt context (`adapt --context`) takes the place of the first words of every text, whatever they are.
         """
-        sentences = [texts] if isinstance(texts, str) else list(texts)
-        return scoring.texts(self.clip, sentences, ("{}",)).embeddings
+        sentences = _sentences(texts)
+        found = scoring.texts(self.clip, sentences, ("{}",)) if sentences else None
+        return found.embeddings if found else torch.empty(0, self.clip.embed_dim)
 
     def at(self, alpha: float) -> Predictor:
         """A run, or an export in the format difference, at another ratio.
 
         Raises:
-            UsageError: it is neither. ModelError: as a run's weights do.
+            UsageError: it is neither, or α is not between 0 and 1. ModelError: as a run's weights do.
         """
+        alpha = ALPHA.checked(alpha)
         if alpha == self.alpha:
             return self
         found = _at(self.origin, alpha, self.model.device)
         Engine(self.clip.runtime, self.clip.precision).attach(found.clip)
-        return found.among(self.classes, templates=self.templates)
+        return found.among(None if self.classes == found.classes else self.classes, templates=self.templates)
 
     def among(
-        self, classes: Iterable[str], template: str | None = None, templates: Sequence[str] | str | Path | None = None
+        self, classes: Iterable[str] | None = None, template: str | None = None, templates: Listed | None = None
     ) -> Predictor:
         """The same model with other classes of its own, or another template or list of them (see `load`).
 
         Raises:
-            UsageError: both; or others for a run whose context was learnt, in place of its template's words.
-            DataError: the file of templates is not as it must be.
+            UsageError: both; or others for a run whose context was learnt, in place of its template's words; classes
+                that are no list of names, each once. DataError: the file of templates is not as it must be.
         """
-        names, made = tuple(classes), _asked(template, templates) or self.templates
+        names = self.classes if classes is None else given_classes(classes)
+        made = _asked(template, templates) or self.templates
         if (names, made) == (self.classes, self.templates):
             return self
-        if isinstance(self.model, Graph):
-            self.model.read(names, made)
-        elif self.clip.context is not None and made != self.templates:
-            raise UsageError(f"the words before the class were learnt for {self.template!r}: leave the template.")
-        found = Predictor(self.model, self.origin, self.alpha, names, made, self._temperature, self.grey_bits)
+        _require_takes(self, names, made)
+        found = Predictor(self.model, self.origin, self.alpha, names, made, self.temperature, self.grey_bits)
         found._reading, found._encoding = self._reading, self._encoding  # of one model
         return found
 
     # ---- parts of it, for streams
 
     def candidates(self, classes: Sequence[str] | None = None) -> Candidates:
-        """What the model read of the classes, by one pass for each set of them. Raises UsageError without any."""
-        names = self.classes if classes is None else tuple(classes)
+        """What the model reads of classes. Raises UsageError: there are none, or no list of names, each once."""
+        names = self.classes if classes is None else given_classes(classes)
         if not names:
             raise UsageError(f"{self.origin.name} has no classes of its own: give some.")
-        if isinstance(self.model, Graph):
-            return Candidates(names, *self.model.read(names, self.templates))
+        return self.read(names)
+
+    def read(self, names: tuple[str, ...]) -> Candidates:
+        """What the model reads of names, whatever they are, by one pass for each set of them."""
         with self._reading:
-            found = self._read.pop(names, None) or Candidates(
-                names,
-                scoring.texts(self.clip, names, self.templates),
-                _value(self._temperature, self.alpha, names, self.templates),
-            )
+            found = self._read.pop(names, None) or _candidates(self, names)
             self._read[names] = found  # last: the one used last
             while len(self._read) > SETS_KEPT:
                 del self._read[next(iter(self._read))]
@@ -203,11 +211,7 @@ class Predictor:
     def view(self, image: Picture, data: bytes | None = None) -> torch.Tensor:
         """An image resized and cropped as the model wants it, by the pixels of training: (3, H, W) uint8.
 
-        Args:
-            data: the file's bytes, where `image` is but its name.
-
-        Raises:
-            DataError: it cannot be read, or is too long to resize.
+        Takes and raises what `pictures.opened` does.
         """
         return self.model.geometry(opened(image, data, self.grey_bits))
 
@@ -226,9 +230,28 @@ class Predictor:
         return u, self.clip.logits(u, candidates.texts.embeddings)
 
 
-def _value(found: Temperature | None, alpha: float | None, names: Sequence[str], made: Templates) -> float | None:
-    holds = found is not None and alpha is not None and found.holds_for(alpha, names, made)
-    return found.value if found is not None and holds else None
+def _sentences(texts: str | Iterable[str]) -> list[str]:
+    found = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, (str, bytes)) else [texts]
+    for sentence in found:
+        if not isinstance(sentence, str):
+            raise UsageError(f"texts must be one text or a list of them; found {type(sentence).__name__}.")
+    return found
+
+
+def _require_takes(model: Predictor, names: tuple[str, ...], made: Templates) -> None:
+    if isinstance(model.model, Graph):
+        model.model.read(names, made)
+    elif model.clip.context is not None and made != model.templates:
+        raise UsageError(f"the words before the class were learnt for {model.template!r}: leave the template.")
+
+
+def _candidates(model: Predictor, names: tuple[str, ...]) -> Candidates:
+    if isinstance(model.model, Graph):
+        return Candidates(names, *model.model.read(names, model.templates))
+    found, alpha = model.temperature, model.alpha
+    holds = found is not None and alpha is not None and found.holds_for(alpha, names, model.templates)
+    texts = scoring.texts(model.clip, names, model.templates)
+    return Candidates(names, texts, found.value if found is not None and holds else None)
 
 
 def load(
@@ -238,7 +261,7 @@ def load(
     alpha: float | None = None,
     classes: Sequence[str] | None = None,
     template: str | None = None,
-    templates: Sequence[str] | str | Path | None = None,
+    templates: Listed | None = None,
     device: str = "auto",
     precision: str = "auto",
     runtime: str | None = None,
@@ -258,7 +281,12 @@ def load(
     Raises:
         ClipfitError: it cannot be had, is damaged, or cannot be taken so; see errors.
     """
-    asked = _asked(template, templates)  # before anything takes long
+    asked = _asked(template, templates)  # all that is given, before anything takes long
+    names = None if classes is None else given_classes(classes)
+    alpha = None if alpha is None else ALPHA.checked(alpha)
+    given = {"pretrained": pretrained, "device": device, "precision": precision, "runtime": runtime}
+    for option, value in given.items():
+        OPTIONS[option].checked(value)
     folder = folder_of(source)
     if folder is not None and pretrained and is_model(folder):
         raise UsageError(f"{folder} has its own weights: leave pretrained {pretrained} out.")
@@ -270,19 +298,20 @@ def load(
         engines.engine_of(runtime or engines.TORCH, precision, found.clip).attach(found.clip)
     if alpha is not None:
         found = found.at(alpha)
-    return found.among(found.classes if classes is None else classes, templates=asked)
+    return found.among(names, templates=asked)
 
 
-def _asked(template: str | None, templates: Sequence[str] | str | Path | None) -> Templates | None:
-    if template and templates is not None:
+def _asked(template: str | None, templates: Listed | None) -> Templates | None:
+    if template is not None and templates is not None:
         raise UsageError("templates list what template is one of: give one of them.")
-    if templates is not None:
-        return words.given(templates)
-    return (template,) if template else None
+    given = templates if template is None else (template,)
+    return None if given is None else words.given(given)
 
 
 def folder_of(source: str | Path) -> Path | None:
     """The folder that is named, a replaced run in its place again; None for a model by name."""
+    if not isinstance(source, (str, Path)):
+        raise UsageError(f"a run, an export or a model is named by a path or a text; found {type(source).__name__}.")
     folder = source if isinstance(source, Path) else sources.folder_of(source)
     if folder is not None:
         place.recover(folder)
@@ -352,6 +381,6 @@ def _of_model(name: str, pretrained: str | None, folder: Path | None, device: to
 
 def _batches(model: Predictor, images: Picture | Iterable[Picture]) -> Iterator[torch.Tensor]:
     """Views (≤ 64, 3, H, W) of one image or of several."""
-    several = iter([images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else images)
+    several = iter(each(images))
     while batch := [model.view(image) for image in itertools.islice(several, 64)]:
         yield torch.stack(batch)

@@ -90,6 +90,7 @@ def test_a_class_file_that_does_not_match_shows_both_sides(tmp_path):
         (".txt", "a\tfox\na\twolf\nb\tbee\n", "names 'a' twice"),
         (".txt", "a\t\nb\tbee\n", "gives 'a' an empty name"),
         (".json", '{"a": " ", "b": "x"}', "gives 'a' an empty name"),
+        (".json", r'{"a": "\ud800", "b": "x"}', "gives 'a' a name that is no UTF-8"),
     ],
 )
 def test_class_files_that_cannot_be_used(tmp_path, suffix, text, message):

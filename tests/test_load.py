@@ -90,8 +90,6 @@ def test_a_difference_is_taken_at_any_ratio(cli, split_run, tmp_path):
         torch.testing.assert_close(other.logits(image, run.classes), clipfit.load(folder, alpha=alpha,
                                    template="my {}").logits(image), atol=0, rtol=0)  # fmt: skip
     assert cli("predict", folder, image, "--alpha", 0.3).code == 0
-    with pytest.raises(UsageError, match="from 0 to 1"):
-        model.at(2)
     whole = tmp_path / cli("export", split_run, "--format", "safetensors", "--json").document["output"]
     cli("predict", whole, image, "--alpha", 0.3).fails(2, "neither a run nor an export in the format difference")
 
@@ -134,6 +132,106 @@ def test_at_another_ratio(split_run, models, tmp_path):
         zero.at(1)
     with pytest.raises(UsageError, match="no classes"):
         clipfit.load(models["vit"]).predict(tmp_path / "0.png")
+
+
+NO_RATIO = {
+    2: "lie between 0 and 1; found 2.0",
+    -1: "lie between 0 and 1; found -1.0",
+    float("nan"): "lie between 0 and 1; found nan",
+    "auto": "be of type float; found 'auto'",
+    "0.3": "be of type float; found '0.3'",
+}
+
+
+@pytest.mark.parametrize(("alpha", "words"), NO_RATIO.items())
+def test_a_ratio_is_what_the_command_line_takes(split_run, alpha, words):
+    model = clipfit.load(split_run)
+    for take in (model.at, lambda given: clipfit.load(split_run, alpha=given)):
+        with pytest.raises(UsageError, match=f"^alpha must {words}"):
+            take(alpha)
+    with pytest.raises(UsageError, match="found None"):
+        model.at(None)
+    assert model.at(np.float32(0.25)).alpha == 0.25
+
+
+NO_CLASSES = {
+    "one text": ("cat", r"must be a list of names, as \['cat', 'dog'\]; found 'cat'\.$"),
+    "a file": (Path("classes.txt"), r"must be a list of names, .* found .*classes\.txt"),
+    "none": ([], r"must be a list of names, .* found \[\]"),
+    "numbers": ([1, 2], "must be a list of names, .* found 1, 2"),
+    "one twice": (["cat", "dog", "cat"], "names 'cat' twice"),
+    "two spellings": (["Cat", "cat"], "'Cat' and 'cat' are both called 'cat'"),
+    "empty": (["cat", " "], "gives ' ' an empty name"),
+    "no character": (["cat", "\ud800"], "a name that is no UTF-8"),
+    "a command to a terminal": (["cat", "\x1b[2J"], "a name with a control character"),
+}
+
+
+@pytest.mark.parametrize(("classes", "words"), NO_CLASSES.values(), ids=NO_CLASSES)
+def test_classes_are_a_list_of_names_each_once(split_run, models, classes, words):
+    """As a class file is; wherever they are given, and before a model is loaded."""
+    model = clipfit.load(split_run)
+    for take in (
+        model.among,
+        model.candidates,
+        lambda given: model.logits(picture(0), given),
+        lambda given: model.predict(picture(0), classes=given),
+        lambda given: clipfit.load("nothing", classes=given),
+    ):
+        with pytest.raises(UsageError, match=words):
+            take(classes)
+    assert model.among(name for name in ("cat", "dog")).classes == ("cat", "dog")
+
+
+def test_what_is_no_image_no_text_or_no_count_is_said(split_run):
+    model = clipfit.load(split_run)
+    for thing in (b"bytes", None, 3, torch.zeros(3, 8, 8), torch.tensor(3)):
+        for given in (thing, [thing]):
+            with pytest.raises(UsageError, match=f"a path, a PIL picture, or a uint8 .* found {type(thing).__name__}"):
+                model.predict(given)
+    for texts in (None, b"a cat", [3]):
+        with pytest.raises(UsageError, match="one text or a list of them; found"):
+            model.embed_texts(texts)
+    assert model.embed_texts([]).shape == model.embed_images([]).shape == (0, 32)
+    for top in (0, -1):
+        with pytest.raises(UsageError, match=rf"^top must be at least 1; found {top}\.$"):
+            model.predict(picture(0), top=top)
+    assert len(model.predict(picture(0), top=np.int64(2))[0].top) == 2
+
+
+WRONG = [
+    ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16; found 'fp8'"),
+    ({"runtime": "jax"}, "runtime must be one of torch, onnxruntime, openvino; found 'jax'"),
+    ({"device": None}, "device must be of type str; found None"),
+    ({"template": "a cat"}, "templates must have {}"),
+    ({"templates": [1]}, "templates must be at least one sentence with {} for the class name; found [1]"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), WRONG)
+def test_options_of_load_are_what_the_command_line_takes(split_run, given, words):
+    with pytest.raises(UsageError) as caught:
+        clipfit.load(split_run, **given)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("runs/none", "there is no run, export or model 'runs/none'; a model of the .* hub is called hf-hub:runs/none"),
+        ("my/runs/none", "there is no run, export or model 'my/runs/none'"),
+        (None, "named by a path or a text; found NoneType"),
+    ],
+)
+def test_what_is_no_model_is_said_in_words_of_python(source, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        clipfit.load(source)
+    assert "--" not in str(caught.value)
+
+
+def test_a_model_says_what_it_is(split_run):
+    assert repr(clipfit.load(split_run, device="cpu")) == f"Predictor({split_run}, α = 0.5, 3 classes, cpu)"
+    assert repr(clipfit.load("clipfit-tiny", device="cpu")) == "Predictor(clipfit-tiny, 0 classes, cpu)"
 
 
 def test_candidates_change_what_atha_sees(atha_run, split_run, tmp_path):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipfit.data.files import require_regular
 from clipfit.data.objections import ObjectionError, Objections, object_to
-from clipfit.errors import DataError
+from clipfit.errors import DataError, UsageError
 from clipfit.prompts import key_of, name_of_folder, name_of_label
 
 NameRule = Callable[[str], str]  # label → class name
@@ -70,6 +71,29 @@ def read_new_classes(file: Path) -> tuple[str, ...]:
     return tuple(names.values())
 
 
+def given_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes as they are given in Python; what a class file may not hold is refused here too.
+
+    Raises:
+        UsageError: there are none, it is one text and no list of names, a name is no text or empty, or stands there
+            twice, under any spelling.
+    """
+    names = () if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable) else tuple(classes)
+    if not names or not all(isinstance(name, str) for name in names):
+        found = some(names) or repr(classes)
+        raise UsageError(f"classes must be a list of names, as ['cat', 'dog']; found {found}.")
+    [(most, count)] = Counter(names).most_common(1)
+    if count > 1:
+        raise UsageError(f"the list of classes names {most!r} twice: give each class once.")
+    by_themselves = {name: name for name in names}
+    try:
+        _require_names(by_themselves, "the list of classes")
+        _refuse_twins(by_themselves)
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    return names
+
+
 def some(names: Sequence[str]) -> str:
     """Names, few enough for a sentence: "'a', 'b', 'c', 'd', 'e' and 494 more"."""
     return shortened([repr(name) for name in names])
@@ -103,12 +127,18 @@ def _read_class_file(file: Path) -> dict[str, str]:
     names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text)
     if not names:
         raise DataError(f"{file} names no class: expected a line `class name` or `folder<TAB>class name` for each.")
-    for folder, name in names.items():
-        if not name.strip():
-            raise DataError(f"class file {file} gives {folder!r} an empty name.")
-        if any(unicodedata.category(char) == "Cc" for char in name):
-            raise DataError(f"class file {file} gives {folder!r} a name with a control character: take it out.")
+    _require_names(names, f"class file {file}")
     return names
+
+
+def _require_names(names: Mapping[str, str], where: str) -> None:
+    for label, name in names.items():
+        if not name.strip():
+            raise DataError(f"{where} gives {label!r} an empty name.")
+        if any(unicodedata.category(char) == "Cc" for char in name):
+            raise DataError(f"{where} gives {label!r} a name with a control character: take it out.")
+        if name.encode("utf-8", "ignore").decode() != name:
+            raise DataError(f"{where} gives {label!r} a name that is no UTF-8: write it anew.")
 
 
 def _from_json(file: Path, text: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import open_clip
@@ -40,9 +40,12 @@ def given(templates: str | Path | Sequence[str]) -> Templates:
     """
     if isinstance(templates, (str, Path)):
         return read(templates)
-    if not templates:
-        raise UsageError("templates must be at least one sentence with {} for the class name; found none.")
-    return _checked(list(templates), "templates", UsageError)
+    sentences = list(templates) if isinstance(templates, Iterable) else []
+    if not sentences or not all(isinstance(sentence, str) for sentence in sentences):
+        raise UsageError(
+            f"templates must be at least one sentence with {{}} for the class name; found {sentences or templates!r}."
+        )
+    return _checked(sentences, "templates", UsageError)
 
 
 def _checked(templates: list[str], where: str, error: Callable[[str], ClipfitError]) -> Templates:

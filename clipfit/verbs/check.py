@@ -88,7 +88,7 @@ def check(config: CheckConfig, progress: Counter | None = None) -> Checked:
     model = load(config.model, pretrained=config.pretrained, templates=config.templates, device=config.device,
                  precision="fp32")  # fmt: skip  # in which the thresholds were measured
     names = tuple(dict.fromkeys(found.names.values()))
-    candidates = model.candidates(names)
+    candidates = model.read(names)  # be they twins: that is among the findings
     seen, embeddings, unreadable = _look_at_all(found, model, candidates, config.batch_size, progress)
     counts = {part: Count(s.label for s, p in zip(seen.samples, seen.parts, strict=True) if p == part)
               for part in PARTS}  # fmt: skip

@@ -362,7 +362,7 @@ def _loaded(config: PredictConfig, model: str | Path, progress: Counter) -> Pred
     if config.embeddings:
         _ = found.clip  # a graph of logits has none
     own = () if config.classes else found.classes
-    found = found.among((*own, *excluding(listed, own)))
+    found = found.among((*own, *excluding(listed, own)) if file else None)
     for note in found.origin.run.notes if found.origin.run else ():
         progress.say(note)
     if not found.classes:
