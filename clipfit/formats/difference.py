@@ -167,8 +167,8 @@ def restore(
     """The model at α of an export in this format.
 
     Args:
-        alpha: from 0 to 1; None: the one that was exported at. model: where the pre-trained weights are, if not where
-            they were: a folder, or what `adapt --model` takes, with the recorded tag.
+        alpha: from 0 to 1; None: the one that was exported at. model: the folder of the pre-trained weights, where they
+            are not to be had as they were.
 
     Raises:
         UsageError: α is not from 0 to 1. ModelError: the file is damaged, or the pre-trained weights cannot be had or
