@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> None:
-    """The console script: Ctrl-C is answered in a sentence while the command line is still being imported, too."""
+    """The console script: Ctrl-C is answered in a sentence while the command line is still being imported, too, and
+    does not disturb the end of Python."""
     try:
         from clipfit.cli import main as command_line
 
@@ -14,6 +16,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

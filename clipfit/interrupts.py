@@ -46,13 +46,10 @@ def require_none() -> None:
 
 
 @contextlib.contextmanager
-def raising(last: bool = False) -> Iterator[None]:
+def raising() -> Iterator[None]:
     """Within: each of the signals raises Stopped, unless the process was started to ignore it (nohup).
 
     Outside the main thread, where Python delivers no signals, it does nothing.
-
-    Args:
-        last: nothing but the end of the process comes after it, which Ctrl-C does not disturb.
     """
     global _over
     if threading.current_thread() is not threading.main_thread():
@@ -67,7 +64,7 @@ def raising(last: bool = False) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if last and number == signal.SIGINT else handler)
+            signal.signal(number, handler)
         _over = False
 
 

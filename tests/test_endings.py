@@ -22,6 +22,7 @@ PROGRAM = """
 import errno, os, signal, sys
 from types import SimpleNamespace
 from clipfit import cli
+from clipfit.__main__ import main
 from clipfit.cli.common import keeping, print_json
 from clipfit.cli.options import Json
 from clipfit.errors import DataError
@@ -33,8 +34,8 @@ def command(values, *, as_json: Json = False):
     exec(body)
 
 cli.COMMANDS["toy"] = SimpleNamespace(options=list, command=command)
-cli.fill_closed_streams()
-cli.application()()
+cli.app = cli.application()
+main()
 """
 CLOSED = ["sh", "-c", '"$@" >&-', "sh"]
 FULL = ["sh", "-c", '"$@" >/dev/full', "sh"]

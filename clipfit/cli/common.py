@@ -62,7 +62,7 @@ class Commands(typer.core.TyperGroup):
             with self.make_context(prog_name or "clipfit", arguments, **extra) as context:
                 self.invoke(context)
 
-        with interrupts.raising(last=args is None):
+        with interrupts.raising():
             code = ended(carry_out, as_json)
         sys.exit(code)
 
