@@ -57,6 +57,7 @@ def raising() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _heard.clear()
+    _over = False
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, _stop)

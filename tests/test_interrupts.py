@@ -36,6 +36,15 @@ def test_a_signal_is_not_lost_where_the_block_raises():
         raise OSError("the disk is full")
 
 
+def test_nothing_is_raised_once_all_is_over_and_again_in_the_next_command():
+    for _ in range(2):
+        with interrupts.raising():
+            with pytest.raises(interrupts.Stopped):
+                signal.raise_signal(signal.SIGINT)
+            interrupts.over()
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_what_can_be_blocked_is_ended_by_the_signal_after_those_that_wait():
     """As a write to a stderr that nobody reads: the first of a second Ctrl-C and torchrun's SIGTERM waits."""
     done = []
