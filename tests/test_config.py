@@ -55,7 +55,6 @@ def test_a_recipe_changes_by_what_is_given():
         ({"epochs": True}, "epochs must be of type int; found True"),
         ({"learning_rate": "fast"}, "learning_rate must be of type float; found 'fast'"),
         ({"crop_scale": [0.5]}, r"crop_scale must be of type tuple\[float, float\]; found \[0.5\]"),
-        ({"epochs": np.int64(3)}, "epochs must be of type int"),  # config.json could not hold it
         ({"crop_scale": (0.5, "1")}, r"found \(0.5, '1'\)"),
         ({"template": 3}, "template must be of type str"),
     ],
@@ -63,6 +62,14 @@ def test_a_recipe_changes_by_what_is_given():
 def test_settings_of_another_type_are_refused(wrong, message):
     with pytest.raises(UsageError, match=message):
         AdaptConfig(Path("x"), recipe=wrong)
+
+
+def test_numpys_numbers_become_pythons():
+    """config.json could not hold them."""
+    recipe = Recipe().changed({"epochs": np.int64(3), "learning_rate": np.float32(0.5)})
+    assert [type(recipe.epochs), type(recipe.learning_rate)] == [int, float]
+    with pytest.raises(UsageError, match="epochs must be of type int"):
+        AdaptConfig(Path("x"), recipe={"epochs": np.float64(3)})
 
 
 def test_options_of_another_type_are_refused():
