@@ -36,7 +36,8 @@ def _stop(signum: int, _frame: FrameType | None) -> None:
 def over() -> None:
     """How it all ended has been said: until `raising` is left, no signal changes that."""
     global _over
-    _over = True
+    if threading.current_thread() is threading.main_thread():  # which alone hears them
+        _over = True
 
 
 def require_none() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clipfit import AdaptConfig, EvaluateConfig, ExportConfig, Recipe, UsageError
 from clipfit.config import parse_alphas
@@ -64,10 +65,11 @@ def test_settings_of_another_type_are_refused(wrong, message):
         AdaptConfig(Path("x"), recipe=wrong)
 
 
-def test_numpys_numbers_become_pythons():
+def test_scalars_of_numpy_and_torch_become_pythons():
     """config.json could not hold them."""
-    recipe = Recipe().changed({"epochs": np.int64(3), "learning_rate": np.float32(0.5)})
-    assert [type(recipe.epochs), type(recipe.learning_rate)] == [int, float]
+    for three, half in ((np.int64(3), np.float32(0.5)), (torch.tensor(3), torch.tensor(0.5)), (np.array(3), 0.5)):
+        recipe = Recipe().changed({"epochs": three, "learning_rate": half})
+        assert [type(recipe.epochs), type(recipe.learning_rate)] == [int, float]
     with pytest.raises(UsageError, match="epochs must be of type int"):
         AdaptConfig(Path("x"), recipe={"epochs": np.float64(3)})
 

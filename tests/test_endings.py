@@ -280,6 +280,13 @@ def test_a_signal_after_the_document_makes_no_second_one_of_it():
     assert ended.stderr == "terminated: all was done, but not all of it shown\n"
 
 
+def test_a_signal_after_the_work_is_told_that_it_was_done():
+    ended = run(
+        "toy", body="from clipfit.cli.common import showing\nwith showing(): os.kill(os.getpid(), signal.SIGINT)"
+    )
+    assert (ended.returncode, ended.stderr) == (130, "interrupted: all was done, but not all of it shown\n")
+
+
 def test_ctrl_c_while_python_ends_is_no_traceback():
     ended = run("toy", body="import atexit; atexit.register(os.kill, os.getpid(), signal.SIGINT); print('done')")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

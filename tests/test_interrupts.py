@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 
 import pytest
 from conftest import of_python
@@ -42,6 +43,15 @@ def test_nothing_is_raised_once_all_is_over_and_again_in_the_next_command():
             with pytest.raises(interrupts.Stopped):
                 signal.raise_signal(signal.SIGINT)
             interrupts.over()
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_what_is_over_in_a_thread_is_not_over_in_the_main_one():
+    with interrupts.raising():
+        thread = threading.Thread(target=interrupts.over)
+        thread.start()
+        thread.join()
+        with pytest.raises(interrupts.Stopped):
             signal.raise_signal(signal.SIGINT)
 
 

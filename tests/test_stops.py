@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_it_says_what_is_there(flat, models, tmp_path, monkeypatch, owner, name,
             return usual(*given)
         if owner is place:
             usual(*given)
+            return happens()
         happens()
         return usual(*given)
 
@@ -56,3 +58,14 @@ def test_it_says_what_is_there(flat, models, tmp_path, monkeypatch, owner, name,
     assert bool(says) == bool(str(stopped.value))
     run, state = tmp_path / "run", place.resume_folder(tmp_path / "run") / "state.safetensors"
     assert (run.exists() and manifest.is_sealed(run), state.exists()) == (says == WHOLE, says == STATE)
+
+
+def test_what_could_not_be_moved_into_place_is_not_called_whole(tmp_path, monkeypatch):
+    def fails(*_: Any) -> None:
+        told_to_end()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(place, "_put", fails)
+    with interrupts.raising(), pytest.raises(interrupts.Stopped) as stopped, place.building(tmp_path / "run", False):
+        pass
+    assert (str(stopped.value), (tmp_path / "run").exists()) == ("", False)

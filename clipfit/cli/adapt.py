@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import imports, print_json
+from clipfit.cli.common import imports, print_json, showing
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared
 from clipfit.methods.declared import adapt_options
@@ -28,6 +28,7 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
 
     with ranks.joined(), Console() as console:
         result = adapt(config, console)
-        console.adapted(result)
+        with showing():
+            console.adapted(result)
     if as_json:
         print_json(result.as_json())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import imports, keeping, print_json
+from clipfit.cli.common import imports, keeping, print_json, showing
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared, declared_by
 from clipfit.config.plan import BenchmarkConfig
@@ -27,6 +27,7 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     kept = f"finished cells are kept in {config.place}; the same command goes on from there"
     with keeping(kept), ranks.joined(), Console() as console:
         result = benchmark(config, console)
-        console.benchmarked(result)
+        with showing():
+            console.benchmarked(result)
     if as_json:
         print_json(result.as_json())

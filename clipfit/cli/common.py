@@ -73,7 +73,7 @@ def ended(work: Callable[[], None], as_json: bool) -> int:
     try:
         work()
         done = True
-        with keeping("all was done, but not all of it shown"):
+        with showing():
             flush(sys.stdout)
         return 0
     except (Exception, KeyboardInterrupt) as error:
@@ -162,6 +162,11 @@ def keeping(what: str) -> contextlib.AbstractContextManager[None]:
     return interrupts.keeping(lambda: what)
 
 
+def showing() -> contextlib.AbstractContextManager[None]:
+    """For what comes after the work of a command: who stops it then is told that it was done."""
+    return keeping("all was done, but not all of it shown")
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """Exactly one JSON document on stdout, in ASCII: whatever the terminal's encoding, it can be printed.
 
@@ -171,7 +176,8 @@ def print_json(document: Mapping[str, Any]) -> None:
         OutputError: it cannot be written, or nobody reads it.
     """
     if ranks.started().leads:
-        _print(document)
+        with showing():
+            _print(document)
 
 
 def _print(document: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipfit.cli.common import imports, print_json
+from clipfit.cli.common import imports, print_json, showing
 from clipfit.cli.options import Json
 from clipfit.config import EvaluateConfig
 from clipfit.config.options import Declared, declared_by
@@ -43,6 +43,7 @@ def command(
             if error.found is not None:
                 console.evaluated(error.found, per_class)
             raise
-        console.evaluated(result, per_class)
+        with showing():
+            console.evaluated(result, per_class)
     if as_json:
         print_json(result.as_json())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import imports, print_json
+from clipfit.cli.common import imports, print_json, showing
 from clipfit.cli.options import Json
 from clipfit.config import ExportConfig
 from clipfit.config.options import Declared, declared_by
@@ -26,6 +26,7 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
 
     with Console() as console:
         result = export(config, console)
-        console.exported(result)
+        with showing():
+            console.exported(result)
     if as_json:
         print_json(result.as_json())

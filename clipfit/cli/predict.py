@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from clipfit.cli.common import imports, keeping, print_json
+from clipfit.cli.common import imports, keeping, print_json, showing
 from clipfit.cli.options import Json
 from clipfit.config.options import Declared, declared_by
 from clipfit.config.predict import PredictConfig
@@ -34,6 +34,7 @@ def command(values: Mapping[str, Any], *, as_json: Json = False) -> None:
     kept = f"the rows so far are kept beside {config.output}; the same command with --resume goes on"
     with keeping(kept if config.output else "the rows so far are on stdout"), ranks.joined(), Console() as console:
         result = predict(config, sys.stdout, console, Thumbnails() if config.html else None)
-        console.predicted(result)
+        with showing():
+            console.predicted(result)
     if as_json:
         print_json(result.as_json())

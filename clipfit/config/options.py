@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -181,7 +180,7 @@ def type_text(kind: Any) -> str:
 
 
 def _as_kind(kind: Any, value: object) -> Any:
-    """The value as one of an annotated type, numpy's numbers as Python's; no bool is a number.
+    """The value as one of an annotated type, a scalar of numpy's or torch's as Python's; no bool is a number.
 
     Raises:
         TypeError, ValueError or OverflowError: it is none.
@@ -195,7 +194,9 @@ def _as_kind(kind: Any, value: object) -> Any:
     if parts:  # int | None
         [inner] = [part for part in parts if part is not NoneType]
         return None if value is None else _as_kind(inner, value)
-    accepted = {float: (Real,), int: (Integral,), Path: (Path, str)}.get(kind, (kind,))
+    if getattr(value, "ndim", None) == 0:  # numpy's and torch's
+        value = value.item()  # type: ignore[attr-defined]
+    accepted = {float: (float, int), Path: (Path, str)}.get(kind, (kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
-    return kind(value) if kind in (float, int, Path) else value
+    return kind(value) if kind in (float, Path) else value

@@ -74,6 +74,8 @@ def read_new_classes(file: Path) -> tuple[str, ...]:
 def given_classes(classes: Iterable[str]) -> tuple[str, ...]:
     """Names of classes as they are given in Python; what a class file may not hold is refused here too.
 
+    Not so control characters: a folder's name may have them, and a model's own classes are given back to it.
+
     Raises:
         UsageError: there are none, it is one text and no list of names, a name is no text or empty, or stands there
             twice, under any spelling.
@@ -127,6 +129,9 @@ def _read_class_file(file: Path) -> dict[str, str]:
     names = _from_json(file, text) if file.suffix.lower() == ".json" else _from_lines(file, text)
     if not names:
         raise DataError(f"{file} names no class: expected a line `class name` or `folder<TAB>class name` for each.")
+    for label, name in names.items():
+        if any(unicodedata.category(char) == "Cc" for char in name):
+            raise DataError(f"class file {file} gives {label!r} a name with a control character: take it out.")
     _require_names(names, f"class file {file}")
     return names
 
@@ -135,8 +140,6 @@ def _require_names(names: Mapping[str, str], where: str) -> None:
     for label, name in names.items():
         if not name.strip():
             raise DataError(f"{where} gives {label!r} an empty name.")
-        if any(unicodedata.category(char) == "Cc" for char in name):
-            raise DataError(f"{where} gives {label!r} a name with a control character: take it out.")
         if name.encode("utf-8", "ignore").decode() != name:
             raise DataError(f"{where} gives {label!r} a name that is no UTF-8: write it anew.")
 

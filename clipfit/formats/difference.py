@@ -111,7 +111,7 @@ class Difference:
             for row in rows
         )
         options, words = _where(subject.run)
-        told = USAGE.format(options=options, words=words, alpha=f"{subject.alpha:g}")
+        told = USAGE.format(options=options, words=words, alpha=repr(subject.alpha))
         return Usage("open_clip", f"{told}\n```python\n{reading('restored')}```\n\n{OPENED}\n{TABLE}\n{table}\n")
 
 

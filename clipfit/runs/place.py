@@ -165,8 +165,10 @@ def building(target: Path, overwrite: bool, say: Say = _silent) -> Iterator[Path
             manifest.seal(part)
             if place.occupied and not overwrite:
                 raise UsageError(f"{target} was written by another process meanwhile; it is kept, and this one is not.")
-            with keeping(lambda: whole(target)), waiting():
+            moved = False
+            with keeping(lambda: whole(target) if moved else ""), waiting():
                 _put(place, part)
+                moved = True
                 _finish(place, target, say)
                 shutil.rmtree(place.hidden("resume"), ignore_errors=True)
         finally:

@@ -139,7 +139,7 @@ def _predicted(
             job = Job(config, loaded, loaded.candidates(), inputs, gallery)
             counts = _carry_out(job, out, progress)
     if counts.rows == counts.errors > 0 and config.image_root is None and any(map(lists.is_list, places)):
-        progress.say("no image was read: paths in a list start at its folder, or at --image-root")
+        progress.say("no image was read (paths in a list start at its folder, or at --image-root)")
     return PredictResult(config.output, str(model), counts, loaded.alpha, len(job.candidates.names),
                          job.candidates.temperature is not None, inputs.left_out, loaded.model.features)  # fmt: skip
 
